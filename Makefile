@@ -1,0 +1,42 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+# Where pip looks for torch's CPU builds; empty takes what pip is configured for.
+# A CPU-only machine on the public internet sets TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint protos bench serve clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -c constraints.txt -e ".[dev,protos]"
+	touch $@
+
+demo: $(INSTALLED)  ## Serve the shipped model and stream a dozen answers
+	$(BIN)/python experiments/demo.py
+
+serve: $(INSTALLED)  ## Serve the shipped model on 127.0.0.1:50051
+	$(BIN)/nanoserve serve
+
+test: $(INSTALLED)  ## All tests that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+protos: $(INSTALLED)  ## Generate the Python stubs beside the .proto files
+	$(BIN)/python protos/generate.py
+
+bench: $(INSTALLED)  ## The scheduler core alone
+	$(BIN)/python benchmarks/scheduler.py
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

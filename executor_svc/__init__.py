@@ -1,0 +1,1 @@
+"""The executor: holds tensors and decides nothing."""

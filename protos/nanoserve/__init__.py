@@ -1,0 +1,1 @@
+"""What every process agrees on: the generated contracts, and the conventions beside them."""

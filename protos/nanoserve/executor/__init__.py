@@ -1,0 +1,1 @@
+"""The internal contract, between a scheduler and an executor."""

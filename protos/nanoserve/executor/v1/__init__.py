@@ -1,0 +1,1 @@
+"""Generated from executor.proto by protos/generate.py."""

@@ -1,0 +1,1 @@
+"""Generated from inference.proto and admin.proto by protos/generate.py."""

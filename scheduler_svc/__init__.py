@@ -1,0 +1,1 @@
+"""The scheduler: decides everything and holds no tensor."""
