@@ -1,0 +1,78 @@
+"""Who holds which KV block.
+
+A block is free (nothing in it), cached (nobody holds it, its prefix can still be hit) or held (by one sequence or
+more); block 0 is none of them and is never given out. So at all times, with N blocks in all,
+
+    N - 1 = num_free + num_cached + num_held          a shared block counted once
+
+Cached blocks are given out when no free one is left, least recently released first. A sequence releases its deepest
+block first, so a prefix is always evicted from its end.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+
+
+class BlockPool:
+    """Reference counts of blocks 1 to `num_blocks` - 1."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_total = num_blocks - 1
+        self._num_holders = [0] * num_blocks
+        self._free = deque(range(1, num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_free(self) -> int:
+        """Blocks with nothing in them."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks held by nobody whose prefix can be hit."""
+        return len(self._cached)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can give out."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that sequences hold, a shared one counted once."""
+        return self.num_total - self.num_available
+
+    def num_holders(self, block: int) -> int:
+        """How many sequences hold the block."""
+        return self._num_holders[block]
+
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Gives out blocks, held once each. The caller has checked `num_available`, and forgets their prefixes."""
+        blocks = []
+        for _ in range(num_blocks):
+            block = self._free.popleft() if self._free else self._cached.popitem(last=False)[0]
+            self._num_holders[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def hold(self, block: int) -> None:
+        """Adds a holder to a block that is held or cached."""
+        if self._num_holders[block] == 0:
+            del self._cached[block]
+        self._num_holders[block] += 1
+
+    def release(self, blocks: Iterable[int], is_cached: Callable[[int], bool]) -> None:
+        """Takes a holder from each block; those left without any become cached or free, as `is_cached` says."""
+        for block in blocks:
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                if is_cached(block):
+                    self._cached[block] = None
+                else:
+                    self._free.append(block)
+
+    def uncache(self, block: int) -> None:
+        """Makes a cached block free; one that is held is left alone, and will be free when it is released."""
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)

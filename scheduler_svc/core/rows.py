@@ -1,0 +1,109 @@
+"""The running sequences as columns, one entry a row of the executor's batch.
+
+Steady decode touches these arrays as a whole and no sequence object, which is what keeps a step at a fraction of a
+microsecond a sequence. Three counters tell where a row stands, all in tokens of its sequence:
+
+    num_known      confirmed: prompt, and output that a result told of
+    num_planned    positions whose computation is planned: their KV is there, or on its way
+    prefill_end    known tokens when the row started; beyond them each planned position samples one token
+
+A row prefills while num_planned < prefill_end. After that, tokens num_known .. num_planned are in flight.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler_svc.core.request import Int32Array, Int64Array
+from scheduler_svc.core.sequence import Sequence
+
+_MIN_END_TOKENS = 4
+
+
+class RowTable:
+    """Columns of `max_num_seqs` rows. A clear row has incarnation 0."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+        self.incarnation: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.sequence_id: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.num_known: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.num_planned: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.prefill_end: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.max_len: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.num_blocks: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.last_step: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.end_token_ids: Int32Array = np.full((max_num_seqs, _MIN_END_TOKENS), -1, np.int32)
+        # Left unwritten: the pages of a row become real memory as its sequence grows.
+        self.token_ids: Int32Array = np.empty((max_num_seqs, max_model_len), np.int32)
+        self.sequences: list[Sequence | None] = [None] * max_num_seqs
+        self._free = list(range(max_num_seqs))[::-1]
+
+    @property
+    def num_free(self) -> int:
+        """Rows without a sequence."""
+        return len(self._free)
+
+    def start(self, sequence: Sequence, incarnation: int, num_computed_tokens: int) -> int:
+        """Gives the sequence a row; returns it. There is a free one."""
+        row = self._free.pop()
+        num_known = len(sequence.token_ids)
+        sequence.row, sequence.incarnation = row, incarnation
+        self.sequences[row] = sequence
+        self.incarnation[row] = incarnation
+        self.sequence_id[row] = sequence.sequence_id
+        self.num_known[row] = self.prefill_end[row] = num_known
+        self.num_planned[row] = num_computed_tokens
+        self.max_len[row] = sequence.max_len
+        self.num_blocks[row] = len(sequence.block_table)
+        self.token_ids[row, :num_known] = sequence.token_ids
+        self._set_end_tokens(row, sequence.request.end_token_ids)
+        return row
+
+    def clear(self, sequence: Sequence) -> None:
+        """Takes the sequence off its row; its confirmed tokens and last step go back into it."""
+        row = sequence.row
+        sequence.token_ids = self.token_ids[row, : self.num_known[row]].copy()
+        sequence.last_step = int(self.last_step[row])
+        sequence.row = -1
+        self.sequences[row] = None
+        self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
+        self._free.append(row)
+
+    def running(self) -> list[Sequence]:
+        """All sequences that hold a row, by row."""
+        return [sequence for sequence in self.sequences if sequence is not None]
+
+    def at(self, row: int) -> Sequence:
+        """The sequence that holds a row. It is not clear."""
+        sequence = self.sequences[row]
+        assert sequence is not None
+        return sequence
+
+    def prefilling(self) -> NDArray[np.intp]:
+        """Rows with known tokens whose computation is not planned."""
+        # A clear row has both counters 0.
+        return np.flatnonzero(self.num_planned < self.prefill_end)
+
+    def token_bytes(self, row: int, num_tokens: int) -> memoryview:
+        """The first tokens of a row as little-endian int32, not copied."""
+        return self.token_ids[row, :num_tokens].data.cast("B")
+
+    def decodable(self) -> NDArray[np.intp]:
+        """Rows past their prefill that are not certain to end with the tokens in flight."""
+        planned = self.num_planned
+        # A clear row has max_len 0, and so is in neither set.
+        return np.flatnonzero((planned >= self.prefill_end) & (planned + 1 < self.max_len))
+
+    def confirm(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.bool_]:
+        """Appends one confirmed token to each row; returns which of them are end tokens."""
+        self.token_ids[rows, self.num_known[rows]] = token_ids
+        self.num_known[rows] += 1
+        ends: NDArray[np.bool_] = (self.end_token_ids[rows] == token_ids[:, None]).any(axis=1)
+        return ends
+
+    def _set_end_tokens(self, row: int, end_token_ids: tuple[int, ...]) -> None:
+        count, width = len(end_token_ids), self.end_token_ids.shape[1]
+        if count > width:
+            more = np.full((len(self.sequences), count - width), -1, np.int32)
+            self.end_token_ids = np.concatenate([self.end_token_ids, more], axis=1)
+        self.end_token_ids[row] = -1
+        self.end_token_ids[row, :count] = end_token_ids

@@ -1,0 +1,37 @@
+"""What the core counts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the scheduler was made."""
+
+    num_preemptions: int = 0
+    num_prefix_query_tokens: int = 0
+    """Known tokens of started sequences that were looked up in the prefix cache."""
+    num_prefix_hit_tokens: int = 0
+    num_steps: int = 0
+    """Plans whose last result came."""
+    num_output_tokens: int = 0
+    num_late_tokens: int = 0
+    """Sampled for sequences that had ended before their result came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A reading of the core. Blocks: total = free + cached + held."""
+
+    num_running: int
+    num_waiting: int
+    num_total_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    num_held_blocks: int
+    num_plans_in_flight: int
+    num_preemptions: int
+    num_prefix_query_tokens: int
+    num_prefix_hit_tokens: int
+    num_steps: int
+    num_output_tokens: int
+    num_late_tokens: int
