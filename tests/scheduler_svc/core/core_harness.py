@@ -1,0 +1,196 @@
+"""A core and an adversarial virtual executor, joined step by step by the test.
+
+The executor applies each plan when it is made, as a real one would in order; the test decides when each result comes.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from executor_svc.plan import Prefill, RowSampling, StartRow, SubStepOutput
+from executor_svc.plan import StepPlan as ExecutorPlan
+from executor_svc.runner import RunnerLimits
+from executor_svc.virtual import VirtualExecutor, virtual_token
+from scheduler_svc.core.request import Finish, Request, sequence_seed
+from scheduler_svc.core.scheduler import CoreConfig, Scheduler
+from scheduler_svc.core.step import PromptSlice, Session, StepOutputs, StepPlan, StepResult
+
+VOCAB_SIZE = 13
+INSTANCE = "an instance"
+
+
+def make_session(**changes) -> Session:
+    """A small executor: 11 blocks of 4 tokens, 4 rows, sequences of at most 40 tokens, 16 tokens a step."""
+    sizes = {
+        "instance_id": INSTANCE,
+        "num_blocks": 12,
+        "block_size": 4,
+        "max_num_seqs": 4,
+        "max_model_len": 40,
+        "max_num_batched_tokens": 16,
+        "vocab_size": VOCAB_SIZE,
+        "max_num_decode_steps": 4,
+    }
+    return Session(**(sizes | changes))
+
+
+def make_request(prompt: list[int], max_tokens: int, **changes) -> Request:
+    """A request that no end token ends, unless `end_token_ids` says so."""
+    return Request("r", np.array(prompt, np.int32), max_tokens, **changes)
+
+
+@dataclass
+class Answer:
+    """What a sequence has got so far."""
+
+    request: Request
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish = Finish.NONE
+    prompt_positions: list[int] = field(default_factory=list)
+
+    def expected(self) -> tuple[list[int], Finish]:
+        """The tokens and the end that the sequence gets when nothing else runs."""
+        seed, first = sequence_seed(self.request.seed, self.index), len(self.request.prompt_token_ids)
+        tokens: list[int] = []
+        while len(tokens) < self.request.max_tokens:
+            tokens.append(virtual_token(seed, first + len(tokens), VOCAB_SIZE))
+            if tokens[-1] in self.request.end_token_ids:
+                return tokens, Finish.STOP
+        return tokens, Finish.LENGTH
+
+
+class Harness:
+    """Owns a core, its executor, and the results under way."""
+
+    def __init__(self, config: CoreConfig | None = None, **session_changes) -> None:
+        self.session = make_session(**session_changes)
+        self.config = config or CoreConfig(max_num_batched_tokens=16)
+        self.core = Scheduler(self.config, self.session)
+        self.executor = self._new_executor()
+        self.answers: dict[int, Answer] = {}
+        self.plans: list[StepPlan] = []
+        self.under_way: deque[StepResult] = deque()
+        self.now = 0.0
+
+    def _new_executor(self) -> VirtualExecutor:
+        session = self.session
+        limits = RunnerLimits(
+            num_blocks=session.num_blocks,
+            block_size=session.block_size,
+            max_num_seqs=session.max_num_seqs,
+            max_model_len=session.max_model_len,
+            max_num_batched_tokens=session.max_num_batched_tokens,
+            max_num_decode_steps=session.max_num_decode_steps,
+            max_plans_in_flight=session.max_plans_in_flight,
+            vocab_size=session.vocab_size,
+        )
+        return VirtualExecutor(limits)
+
+    def add(self, prompt: list[int], max_tokens: int, **changes) -> tuple[int, ...]:
+        """Adds a request; returns its sequence ids."""
+        request = make_request(prompt, max_tokens, **changes)
+        ids = self.core.add_request(request, self.now)
+        for index, sequence_id in enumerate(ids):
+            self.answers[sequence_id] = Answer(request, index)
+        return ids
+
+    def abort(self, sequence_id: int) -> None:
+        """Ends a sequence from outside."""
+        assert self.core.abort(sequence_id) == (self.answers[sequence_id].finish is Finish.NONE)
+        del self.answers[sequence_id]
+
+    def plan(self, num_decode_steps: int = 1) -> StepPlan | None:
+        """Makes a plan and has the executor check and run it; its results are then under way."""
+        self.now += 1
+        plan = self.core.schedule(self.now, num_decode_steps)
+        if plan is not None:
+            assert plan.num_tokens <= self.config.max_num_batched_tokens * plan.num_decode_steps
+            self.plans.append(plan)
+            outputs = self.executor.apply(to_executor(plan))
+            assert len(outputs) == plan.num_decode_steps
+            for sub_step, output in enumerate(outputs):
+                last = sub_step == len(outputs) - 1
+                self.under_way.append(to_result(plan.step_id, sub_step, last, output))
+        return plan
+
+    def deliver(self) -> StepOutputs:
+        """Hands the oldest result under way to the core."""
+        outputs = self.core.update(self.under_way.popleft(), self.now)
+        for sequence_id, token, finish in zip(
+            outputs.sequence_ids, outputs.token_ids, outputs.finishes, strict=True
+        ):
+            answer = self.answers[int(sequence_id)]
+            assert answer.finish is Finish.NONE, "nothing comes after the end"
+            answer.tokens.append(int(token))
+            answer.finish = Finish(finish)
+        return outputs
+
+    def lose_session(self, **session_changes) -> None:
+        """Drops everything under way and opens a new session, with another instance where the sizes change."""
+        self.under_way.clear()
+        if session_changes:
+            self.session = make_session(**session_changes)
+            self.executor = self._new_executor()
+        else:
+            self.executor.reset()
+        for sequence_id in self.core.reset(self.session, self.now):
+            self.answers[sequence_id].finish = Finish.NO_ROOM
+
+    def run_to_end(self, num_decode_steps: int = 1) -> None:
+        """Plans and delivers until nothing is left to do; fails where work does not advance."""
+        for _ in range(5000):
+            if self.plan(num_decode_steps) is None:
+                if not self.under_way:
+                    return
+                self.deliver()
+        raise AssertionError("work does not advance")
+
+    def check_answers(self) -> None:
+        """Every sequence that was not aborted has ended, with the tokens it gets when alone; nothing is held."""
+        for answer in self.answers.values():
+            tokens, finish = answer.expected()
+            if answer.finish is Finish.NO_ROOM:
+                assert answer.tokens == tokens[: len(answer.tokens)]
+            else:
+                assert (answer.tokens, answer.finish) == (tokens, finish)
+        stats = self.core.stats()
+        assert (stats.num_held_blocks, stats.num_running, stats.num_waiting) == (0, 0, 0)
+
+
+def to_executor(plan: StepPlan) -> ExecutorPlan:
+    """A core's plan as the executor's, without the wire between."""
+    starts = tuple(
+        StartRow(
+            row=start.row,
+            token_ids=start.token_ids,
+            num_prompt_tokens=start.num_prompt_tokens,
+            num_computed_tokens=start.num_computed_tokens,
+            block_table=np.array(start.block_table, np.int32),
+            sampling=RowSampling(prompt_logprobs=start.sampling.prompt_logprobs),
+            seed=start.seed,
+        )
+        for start in plan.starts
+    )
+    return ExecutorPlan(
+        step_id=plan.step_id,
+        release_rows=np.array(plan.release_rows, np.int32),
+        starts=starts,
+        new_block_rows=np.array(plan.new_block_rows, np.int32),
+        new_block_ids=np.array(plan.new_block_ids, np.int32),
+        prefills=tuple(Prefill(*chunk) for chunk in plan.prefills),
+        decode_rows=plan.decode_rows,
+        decode_row_steps=plan.decode_row_steps,
+        num_decode_steps=plan.num_decode_steps,
+        masks=(),
+    )
+
+
+def to_result(step_id: int, sub_step: int, last: bool, output: SubStepOutput) -> StepResult:
+    """An executor's output as the result that the core gets."""
+    slices = tuple(
+        PromptSlice(piece.row, piece.first_position, len(piece.token_logprobs))
+        for piece in output.prompt_logprobs
+    )
+    return StepResult(step_id, sub_step, last, output.rows, output.token_ids, prompt_slices=slices)

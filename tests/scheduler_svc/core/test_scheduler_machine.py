@@ -1,0 +1,120 @@
+"""The core against an adversarial executor: whatever comes in whatever order, the tokens are those of a run alone.
+
+The executor checks every plan as a real one does, and every slot that a step reads: a block given out too early, hit
+before it was written, or kept too long shows as a failed step.
+"""
+
+from collections import Counter
+
+import hypothesis.strategies as st
+from core_harness import INSTANCE, Harness
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from scheduler_svc.core.request import Finish
+from scheduler_svc.core.scheduler import CoreConfig
+
+prompts = st.lists(st.integers(0, 1), min_size=1, max_size=24)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests of a vocabulary of two, so that prefixes are shared; a cache so small that preemption is common."""
+
+    @initialize(
+        depth=st.integers(1, 4),
+        num_blocks=st.integers(9, 20),
+        enable_prefix_caching=st.booleans(),
+        chunked=st.booleans(),
+        budget=st.integers(4, 16),
+    )
+    def start(
+        self, depth: int, num_blocks: int, enable_prefix_caching: bool, chunked: bool, budget: int
+    ) -> None:
+        config = CoreConfig(
+            max_num_batched_tokens=budget if chunked else 40,
+            pipeline_depth=depth,
+            enable_prefix_caching=enable_prefix_caching,
+            enable_chunked_prefill=chunked,
+        )
+        self.harness = Harness(config, num_blocks=num_blocks, max_num_batched_tokens=40)
+        self.num_sessions = 1
+
+    @rule(
+        prompt=prompts,
+        max_tokens=st.integers(1, 8),
+        n=st.integers(1, 3),
+        seed=st.integers(0, 2**64 - 1),
+        end_token_ids=st.lists(st.integers(0, 12), max_size=2).map(tuple),
+        priority=st.integers(0, 1),
+        cache_salt=st.sampled_from([b"", b"salt"]),
+    )
+    def add(self, prompt: list[int], max_tokens: int, **changes) -> None:
+        self.harness.add(prompt, max_tokens, **changes)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.harness.abort(data.draw(st.sampled_from(self.live())))
+
+    @rule(num_decode_steps=st.sampled_from([1, 1, 2, 4]), count=st.integers(1, 4))
+    def plan(self, num_decode_steps: int, count: int) -> None:
+        for _ in range(count):
+            self.harness.plan(num_decode_steps)
+
+    @precondition(lambda self: self.harness.under_way)
+    @rule(count=st.integers(1, 6))
+    def deliver(self, count: int) -> None:
+        for _ in range(min(count, len(self.harness.under_way))):
+            self.harness.deliver()
+
+    @rule()
+    def lose_the_session_and_keep_the_instance(self) -> None:
+        """A failed step, or a broken stream: results under way are void, the KV that was confirmed is still there."""
+        self.harness.lose_session()
+
+    @rule(num_blocks=st.integers(9, 20))
+    def lose_the_executor(self, num_blocks: int) -> None:
+        self.num_sessions += 1
+        self.harness.lose_session(
+            instance_id=f"{INSTANCE} {self.num_sessions}", num_blocks=num_blocks, max_num_batched_tokens=40
+        )
+
+    @rule()
+    def reset_the_prefix_cache(self) -> None:
+        stats = self.harness.core.stats()
+        assert self.harness.core.reset_prefix_cache() >= stats.num_cached_blocks
+        assert self.harness.core.stats().num_cached_blocks == 0
+
+    def live(self) -> list[int]:
+        return [key for key, answer in self.harness.answers.items() if answer.finish is Finish.NONE]
+
+    @invariant()
+    def every_block_is_accounted_for(self) -> None:
+        stats, core = self.harness.core.stats(), self.harness.core
+        tables = [sequence.block_table for sequence in core._rows.running()]
+        held = Counter(block for table in tables for block in table)
+        assert all(len(set(table)) == len(table) for table in tables)
+        assert stats.num_held_blocks == len(held)
+        assert all(core._cache.pool.num_holders(block) == count for block, count in held.items())
+        total = stats.num_free_blocks + stats.num_cached_blocks + stats.num_held_blocks
+        assert total == stats.num_total_blocks
+
+    @invariant()
+    def every_live_sequence_runs_or_waits(self) -> None:
+        stats = self.harness.core.stats()
+        assert stats.num_running + stats.num_waiting == len(self.live())
+
+    @invariant()
+    def tokens_so_far_are_those_of_a_run_alone(self) -> None:
+        for answer in self.harness.answers.values():
+            assert answer.tokens == answer.expected()[0][: len(answer.tokens)]
+
+    def teardown(self) -> None:
+        if hasattr(self, "harness"):
+            self.harness.run_to_end()
+            self.harness.check_answers()
+
+
+TestScheduler = SchedulerMachine.TestCase
+# At least 10,000 steps: 250 runs of up to 50.
+TestScheduler.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
