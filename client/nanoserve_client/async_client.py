@@ -1,0 +1,222 @@
+"""The asyncio client."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+
+from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from nanoserve_client import requests, responses
+from nanoserve_client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_CONNECT_TIMEOUT,
+    Connector,
+    Deadline,
+    channel_options,
+    checked_address,
+)
+from nanoserve_client.errors import NanoserveError
+from nanoserve_client.events import CompletionBuilder
+from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
+from nanoserve_client.results import Completion, Event, Load, ModelInfo
+
+_Response = TypeVar("_Response")
+
+
+class AsyncStream(AsyncIterator[Event]):
+    """The events of one generation. Leaving it early, by `break`, `async with` or `close`, cancels the generation.
+
+    The call is made when the stream is first read.
+    """
+
+    def __init__(
+        self, call: Callable[[], Awaitable[Any]], connector: Connector, builder: CompletionBuilder
+    ) -> None:
+        self._start = call
+        self._call: Any = None
+        self._responses: Any = None
+        self._closed = False
+        self._connector = connector
+        self._builder = builder
+
+    async def __anext__(self) -> Event:
+        """The next event; ApiError where the call failed, ProtocolError where the server broke the contract."""
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            if self._call is None:
+                self._call = await self._start()
+                self._responses = aiter(self._call)
+            return self._builder.read(await anext(self._responses))
+        except StopAsyncIteration:
+            self._closed = True
+            self._builder.end()
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():  # closed by another task
+                raise StopAsyncIteration from None
+            self.close()
+            raise
+        except grpc.RpcError as error:
+            self._closed = True
+            raise self._connector.failure(error) from error
+        except NanoserveError:
+            self.close()
+            raise
+
+    async def result(self) -> Completion:
+        """Reads what is left and returns the whole."""
+        async for _ in self:
+            pass
+        return self._builder.completion()
+
+    def close(self) -> None:
+        """Cancels the generation if it runs; the stream is over. Any task may call it, any number of times."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """An asyncio client of one server, to be used in one event loop. Client has the same methods, and says more."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+        wait_for_ready: bool = False,
+    ) -> None:
+        self.address = checked_address(address)
+        self._connector = Connector(address, connect_timeout, wait_for_ready)
+
+    # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.address, options=channel_options())
+
+    @cached_property
+    def _inference(self) -> Any:
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    @cached_property
+    def _admin(self) -> Any:
+        return admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> AsyncStream:
+        """Generates, and yields events as they come. `params` go before `options`."""
+        merged = merge_options(options, params)
+        request = requests.generate_request(prompt, merged)
+        deadline = Deadline(timeout)
+
+        async def call() -> Any:
+            await self._connector.connect_async(deadline)
+            return self._inference.Generate(request, timeout=deadline.remaining())
+
+        return AsyncStream(call, self._connector, CompletionBuilder.for_options(merged))
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Completion:
+        """Generates, and returns all outputs when they have ended."""
+        async with self.stream(prompt, options=options, timeout=timeout, **params) as stream:
+            return await stream.result()
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Completion:
+        """Generates the next message of a conversation."""
+        prompt = requests.check_messages(messages)
+        return await self.generate(prompt, options=options, timeout=timeout, **params)
+
+    async def tokenize(
+        self,
+        prompt: str | Messages,
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a text or a chat, as `generate` would make them."""
+        request = requests.tokenize_request(prompt, template_options, add_generation_prompt, model)
+        return tuple((await self._unary(self._inference.Tokenize, request, timeout)).token_ids)
+
+    async def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> str:
+        """Text of token ids; bytes that are no UTF-8 show as U+FFFD."""
+        request = requests.detokenize_request(token_ids, skip_special_tokens, model)
+        text: str = (await self._unary(self._inference.Detokenize, request, timeout)).text
+        return text
+
+    async def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
+        """What is served: limits, defaults, fingerprints."""
+        request = inference_pb2.GetModelRequest(model=model)
+        return responses.model_info(await self._unary(self._inference.GetModel, request, timeout))
+
+    async def get_load(self, *, timeout: float | None = None) -> Load:
+        """The server's load of this moment."""
+        request = admin_pb2.GetLoadRequest()
+        return responses.load(await self._unary(self._admin.GetLoad, request, timeout))
+
+    async def close(self) -> None:
+        """Closes the connection; streams still open end."""
+        if "_channel" in vars(self):
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _unary(
+        self, method: Callable[..., Awaitable[_Response]], request: Any, timeout: float | None
+    ) -> _Response:
+        deadline = Deadline(timeout)
+        await self._connector.connect_async(deadline)
+        try:
+            return await method(request, timeout=deadline.remaining())
+        except grpc.RpcError as error:
+            raise self._connector.failure(error) from error

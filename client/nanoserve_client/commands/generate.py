@@ -1,0 +1,70 @@
+"""`nanoserve generate`: one prompt, its continuation on stdout."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, options_from
+from nanoserve_client.options import GenerateOptions, Message, Prompt
+from nanoserve_client.results import Completion, Delta
+from nanoserve_client.sync_client import Client
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's flags."""
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")
+    add_server_argument(parser)
+    parser.add_argument(
+        "--chat", action="store_true", help="send PROMPT as a user's message, not as plain text"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
+    parser.add_argument("--n", type=int, metavar="N", help="how many outputs; several are not streamed")
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, N alternatives"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_option_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the text as it comes; several outputs, and JSON, when they are whole."""
+    options = dataclasses.replace(options_from(arguments), n=arguments.n, logprobs=arguments.logprobs)
+    with Client(arguments.server) as client:
+        if arguments.json or (arguments.n or 1) > 1:
+            completion = client.generate(_prompt(arguments), options=options, timeout=arguments.timeout)
+            _print_whole(completion, as_json=arguments.json)
+        else:
+            _print_stream(client, _prompt(arguments), options, arguments.timeout)
+    return 0
+
+
+def _prompt(arguments: argparse.Namespace) -> Prompt:
+    text: str = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not arguments.chat and arguments.system is None:
+        return text
+    system = [] if arguments.system is None else [Message("system", arguments.system)]
+    return [*system, Message("user", text)]
+
+
+def _print_stream(client: Client, prompt: Prompt, options: GenerateOptions, timeout: float | None) -> None:
+    begun = False
+    try:
+        with client.stream(prompt, options=options, timeout=timeout) as stream:
+            for event in stream:
+                if isinstance(event, Delta):
+                    begun = True
+                    print(event.text, end="", flush=True)
+    finally:
+        if begun:  # an error's message begins a line of its own
+            print(flush=True)
+
+
+def _print_whole(completion: Completion, *, as_json: bool) -> None:
+    if as_json:
+        record = dataclasses.asdict(completion)
+        record["prompt_digest"] = completion.prompt_digest.hex()
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for output in completion.outputs:
+        print(f"[{output.index}] {output.text}")

@@ -1,0 +1,148 @@
+"""`nanoserve serve`: both processes on this machine, under supervision."""
+
+import argparse
+import signal
+import sys
+from dataclasses import dataclass
+
+from nanoserve_client.commands.shared import address_argument
+from nanoserve_client.connection import DEFAULT_ADDRESS
+from nanoserve_client.errors import ServerStartError
+from nanoserve_client.forward import LogForwarder
+from nanoserve_client.supervisor import LocalServer
+
+DEFAULT_DRAIN_SECONDS = 30.0
+# What a process may need beyond the drain to let go of its device and end.
+_END_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFlag:
+    """A flag that is passed on as it stands; without `metavar` it takes no value."""
+
+    name: str
+    metavar: str | None = None
+
+
+# Which service takes which flag. What each means, and which values it takes, the service's own --help says.
+BOTH_FLAGS = (
+    ServiceFlag("--log-level", "LEVEL"),
+    ServiceFlag("--max-num-batched-tokens", "N"),
+)
+EXECUTOR_FLAGS = (
+    ServiceFlag("--device", "NAME"),
+    ServiceFlag("--dtype", "NAME"),
+    ServiceFlag("--tensor-parallel-size", "N"),
+    ServiceFlag("--attention-backend", "NAME"),
+    ServiceFlag("--enforce-eager"),
+    ServiceFlag("--load-format", "NAME"),
+    ServiceFlag("--seed", "N"),
+    ServiceFlag("--verify"),
+    ServiceFlag("--block-size", "N"),
+    ServiceFlag("--num-kv-blocks", "N"),
+    ServiceFlag("--gpu-memory-utilization", "X"),
+    ServiceFlag("--max-num-seqs", "N"),
+    ServiceFlag("--max-model-len", "N"),
+    ServiceFlag("--max-num-decode-steps", "N"),
+    ServiceFlag("--max-plans-in-flight", "N"),
+    ServiceFlag("--virtual"),
+    ServiceFlag("--virtual-step-ms", "X"),
+    ServiceFlag("--virtual-token-us", "X"),
+    ServiceFlag("--virtual-kv-token-ns", "X"),
+    ServiceFlag("--virtual-vocab-size", "N"),
+    ServiceFlag("--virtual-poison"),
+)
+SCHEDULER_FLAGS = (
+    ServiceFlag("--served-model-name", "NAME"),
+    ServiceFlag("--batching", "NAME"),
+    ServiceFlag("--pipeline-depth", "N"),
+    ServiceFlag("--max-queue-size", "N"),
+    ServiceFlag("--no-enable-prefix-caching"),
+    ServiceFlag("--no-enable-chunked-prefill"),
+    ServiceFlag("--executor-loss-timeout", "SECONDS"),
+    ServiceFlag("--drain-timeout", "SECONDS"),
+    ServiceFlag("--insecure"),
+)
+_GROUPS = (
+    ("flags of both services", BOTH_FLAGS),
+    ("flags of the executor, see nanoserve-executor --help", EXECUTOR_FLAGS),
+    ("flags of the scheduler, see nanoserve-scheduler --help", SCHEDULER_FLAGS),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's flags and those it passes on."""
+    parser.epilog = (
+        "Starts an executor and a scheduler, joined by a private unix socket, and starts either again when it ends.\n"
+        "SIGTERM and Ctrl-C drain: the scheduler finishes its requests, then both end; a second one ends both at once."
+    )
+    parser.add_argument(
+        "--model", metavar="DIR|HUB_ID", help="model directory or hub id (default: the demo checkpoint)"
+    )
+    parser.add_argument(
+        "--listen",
+        type=address_argument,
+        metavar="ADDR",
+        default=DEFAULT_ADDRESS,
+        help="host:port or unix:PATH; port 0 picks one (default %(default)s)",
+    )
+    for title, flags in _GROUPS:
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            if flag.metavar is None:
+                group.add_argument(flag.name, action="store_true")
+            else:
+                group.add_argument(flag.name, metavar=flag.metavar)
+
+
+def service_flags(arguments: argparse.Namespace, flags: tuple[ServiceFlag, ...]) -> list[str]:
+    """Those of `flags` that were given, as a service's command line takes them."""
+    given: list[str] = []
+    for flag in flags:
+        value = getattr(arguments, flag.name.removeprefix("--").replace("-", "_"))
+        if flag.metavar is None and value:
+            given.append(flag.name)
+        elif flag.metavar is not None and value is not None:
+            given.append(f"{flag.name}={value}")
+    return given
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until a signal; 0 then, 1 where a process had to be killed, 2 for a flag that a service refuses."""
+    forwarder = LogForwarder(sys.stderr)
+    server = LocalServer(
+        arguments.model,
+        listen=arguments.listen,
+        executor_flags=service_flags(arguments, BOTH_FLAGS + EXECUTOR_FLAGS),
+        scheduler_flags=service_flags(arguments, BOTH_FLAGS + SCHEDULER_FLAGS),
+        grace_seconds=_drain_seconds(arguments.drain_timeout) + _END_SECONDS,
+        log=forwarder,
+    )
+    # Both signals raise KeyboardInterrupt in this thread, which does nothing but wait.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        server.start()
+        forwarder.started()
+        print(f"nanoserve serves at {server.address}; Ctrl-C stops it", flush=True)
+        server.wait()
+    except ServerStartError as error:
+        print(f"nanoserve serve: {error}", file=sys.stderr)
+        return 2 if error.exit_status == 2 else 1
+    except KeyboardInterrupt:
+        _stop(server)
+    return 1 if server.killed else 0
+
+
+def _stop(server: LocalServer) -> None:
+    try:
+        server.stop()
+    except KeyboardInterrupt:
+        server.kill()
+
+
+def _drain_seconds(flag: str | None) -> float:
+    try:
+        return DEFAULT_DRAIN_SECONDS if flag is None else float(flag)
+    except ValueError:  # the scheduler will say what is wrong with it
+        return DEFAULT_DRAIN_SECONDS

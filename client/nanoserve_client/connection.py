@@ -1,0 +1,155 @@
+"""What both clients do about connections and deadlines.
+
+gRPC tells a refused connection and a server's own UNAVAILABLE alike. So before its first call, and after one that was
+UNAVAILABLE, a client opens and closes a connection of its own: where that fails no call was made, and it is safe to
+try again.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from nanoserve.address import CHANNEL_OPTIONS, check_address
+from nanoserve_client.errors import (
+    ApiError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    Unavailable,
+    error_from_rpc,
+)
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_CONNECT_TIMEOUT = 10.0
+_RETRY_SECONDS = 0.1
+
+
+def checked_address(address: str) -> str:
+    """`address`; InvalidRequest where it is neither host:port nor unix:PATH."""
+    try:
+        return check_address("address", address)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def channel_options() -> Sequence[tuple[str, int]]:
+    """The options of a client's channel."""
+    return [
+        *CHANNEL_OPTIONS,
+        # A server that starts again is found soon after it listens; grpc would wait 1 s, then up to 120 s.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # Otherwise a channel inherits the backoff of another one to the same address.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Where an environment names a proxy for web pages, calls to this machine would go there too.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+class Deadline:
+    """The end of one call, `timeout` seconds from its making; None for no end."""
+
+    def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not timeout > 0:
+            raise InvalidRequest(f"timeout: {timeout} is no positive number of seconds")
+        self._timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds left, None for no end; DeadlineExceeded where there are none."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no connection within the timeout of {self._timeout} s"
+            )
+        return left
+
+
+class Connector:
+    """Makes sure that somebody listens before a call is made; one for each client.
+
+    A refused connection raises ConnectionFailed at once, or with `wait_for_ready` when `connect_timeout` seconds have
+    passed; one that is not answered is waited for until then.
+    """
+
+    def __init__(self, address: str, connect_timeout: float, wait_for_ready: bool) -> None:
+        self._address = address
+        self._connect_timeout = connect_timeout
+        self._wait_for_ready = wait_for_ready
+        self._connected = False
+
+    def connect(self, deadline: Deadline) -> None:
+        """Blocks until somebody listens; ConnectionFailed or DeadlineExceeded where nobody does."""
+        end = time.monotonic() + self._connect_timeout
+        while not self._connected:
+            try:
+                self._probe(self._patience(end, deadline))
+                self._connected = True
+            except OSError as error:
+                self._judge(error)
+                time.sleep(min(_RETRY_SECONDS, self._patience(end, deadline)))
+
+    async def connect_async(self, deadline: Deadline) -> None:
+        """As `connect`, for asyncio."""
+        end = time.monotonic() + self._connect_timeout
+        while not self._connected:
+            try:
+                async with asyncio.timeout(self._patience(end, deadline)):
+                    await self._probe_async()
+                self._connected = True
+            except OSError as error:  # a timeout is one
+                self._judge(error)
+                await asyncio.sleep(min(_RETRY_SECONDS, self._patience(end, deadline)))
+
+    def failure(self, error: grpc.RpcError) -> ApiError:
+        """The error to raise for a call that failed."""
+        failure = error_from_rpc(error)
+        if isinstance(failure, Unavailable):
+            self._connected = False
+        return failure
+
+    def _probe(self, timeout: float) -> None:
+        if self._address.startswith("unix:"):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(timeout)
+                connection.connect(_unix_path(self._address))
+        else:
+            socket.create_connection(_host_and_port(self._address), timeout).close()
+
+    async def _probe_async(self) -> None:
+        if self._address.startswith("unix:"):
+            _, writer = await asyncio.open_unix_connection(_unix_path(self._address))
+        else:
+            _, writer = await asyncio.open_connection(*_host_and_port(self._address))
+        writer.close()
+        await writer.wait_closed()
+
+    def _judge(self, error: OSError) -> None:
+        if not self._wait_for_ready and not isinstance(error, TimeoutError):
+            reason = f" ({error})" if isinstance(error, socket.gaierror) else ""
+            raise ConnectionFailed(self._address, f"nothing listens at {self._address}{reason}") from error
+
+    def _patience(self, end: float, deadline: Deadline) -> float:
+        left = end - time.monotonic()
+        if left <= 0:
+            reason = f"no connection to {self._address} within {self._connect_timeout} s"
+            raise ConnectionFailed(self._address, reason)
+        remaining = deadline.remaining()
+        return left if remaining is None else min(left, remaining)
+
+
+def _unix_path(address: str) -> str:
+    """The path, of "unix:PATH" or of "unix:///PATH"."""
+    path = address.removeprefix("unix:")
+    return path.removeprefix("//") if path.startswith("///") else path
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)

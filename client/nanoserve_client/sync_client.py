@@ -1,0 +1,201 @@
+"""The blocking client."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from nanoserve_client import requests, responses
+from nanoserve_client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_CONNECT_TIMEOUT,
+    Connector,
+    Deadline,
+    channel_options,
+    checked_address,
+)
+from nanoserve_client.errors import NanoserveError
+from nanoserve_client.events import CompletionBuilder
+from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
+from nanoserve_client.results import Completion, Event, Load, ModelInfo
+
+_Response = TypeVar("_Response")
+
+
+class Stream(Iterator[Event]):
+    """The events of one generation. Leaving it early, by `break`, `with` or `close`, cancels the generation.
+
+    The call is made when the stream is first read.
+    """
+
+    def __init__(self, call: Callable[[], Any], connector: Connector, builder: CompletionBuilder) -> None:
+        self._start = call
+        self._call: Any = None
+        self._closed = False
+        self._connector = connector
+        self._builder = builder
+
+    def __next__(self) -> Event:
+        """The next event; ApiError where the call failed, ProtocolError where the server broke the contract."""
+        if self._closed:
+            raise StopIteration
+        try:
+            if self._call is None:
+                self._call = self._start()
+            return self._builder.read(next(self._call))
+        except StopIteration:
+            self._closed = True
+            self._builder.end()
+            raise
+        except grpc.RpcError as error:
+            if self._closed:  # by another thread or a signal handler
+                raise StopIteration from None
+            self._closed = True
+            raise self._connector.failure(error) from error
+        except NanoserveError:
+            self.close()
+            raise
+
+    def result(self) -> Completion:
+        """Reads what is left and returns the whole."""
+        for _ in self:
+            pass
+        return self._builder.completion()
+
+    def close(self) -> None:
+        """Cancels the generation if it runs; the stream is over. Any thread may call it, any number of times."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Client:
+    """A blocking client of one server. Threads may share it. AsyncClient has the same methods.
+
+    `address` is host:port or unix:PATH. A connection is made at the first call, within `connect_timeout` seconds;
+    one that is refused raises ConnectionFailed at once, unless `wait_for_ready` says to try again until then. Every
+    `timeout` is the call's deadline in seconds, connecting included; None is no deadline.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+        wait_for_ready: bool = False,
+    ) -> None:
+        self.address = checked_address(address)
+        self._connector = Connector(address, connect_timeout, wait_for_ready)
+        self._channel = grpc.insecure_channel(address, options=channel_options())
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Stream:
+        """Generates, and yields events as they come. `params` go before `options`."""
+        merged = merge_options(options, params)
+        request = requests.generate_request(prompt, merged)
+        deadline = Deadline(timeout)
+
+        def call() -> Any:
+            self._connector.connect(deadline)
+            return self._inference.Generate(request, timeout=deadline.remaining())
+
+        return Stream(call, self._connector, CompletionBuilder.for_options(merged))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Completion:
+        """Generates, and returns all outputs when they have ended."""
+        with self.stream(prompt, options=options, timeout=timeout, **params) as stream:
+            return stream.result()
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        options: GenerateOptions | None = None,
+        timeout: float | None = None,
+        **params: Unpack[GenerateParams],
+    ) -> Completion:
+        """Generates the next message of a conversation."""
+        return self.generate(requests.check_messages(messages), options=options, timeout=timeout, **params)
+
+    def tokenize(
+        self,
+        prompt: str | Messages,
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a text or a chat, as `generate` would make them."""
+        request = requests.tokenize_request(prompt, template_options, add_generation_prompt, model)
+        return tuple(self._unary(self._inference.Tokenize, request, timeout).token_ids)
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> str:
+        """Text of token ids; bytes that are no UTF-8 show as U+FFFD."""
+        request = requests.detokenize_request(token_ids, skip_special_tokens, model)
+        text: str = self._unary(self._inference.Detokenize, request, timeout).text
+        return text
+
+    def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
+        """What is served: limits, defaults, fingerprints."""
+        request = inference_pb2.GetModelRequest(model=model)
+        return responses.model_info(self._unary(self._inference.GetModel, request, timeout))
+
+    def get_load(self, *, timeout: float | None = None) -> Load:
+        """The server's load of this moment."""
+        return responses.load(self._unary(self._admin.GetLoad, admin_pb2.GetLoadRequest(), timeout))
+
+    def close(self) -> None:
+        """Closes the connection; streams still open end."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unary(self, method: Callable[..., _Response], request: Any, timeout: float | None) -> _Response:
+        deadline = Deadline(timeout)
+        self._connector.connect(deadline)
+        try:
+            return method(request, timeout=deadline.remaining())
+        except grpc.RpcError as error:
+            raise self._connector.failure(error) from error

@@ -1,0 +1,98 @@
+"""Both clients when nobody listens, when time is up, and when a server comes back."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fake_server
+import grpc
+import pytest
+from both_clients import KINDS, call
+
+import nanoserve_client as ns
+
+
+@pytest.fixture
+def servicer() -> fake_server.FakeServicer:
+    return fake_server.FakeServicer(fake_server.echo)
+
+
+@pytest.fixture
+def address(servicer: fake_server.FakeServicer) -> Iterator[str]:
+    with fake_server.running(servicer) as address:
+        yield address
+
+
+@KINDS
+def test_the_timeout_is_a_deadline_that_the_server_sees(kind: str) -> None:
+    servicer = fake_server.FakeServicer(fake_server.endless)
+    with fake_server.running(servicer) as address:
+        with pytest.raises(ns.DeadlineExceeded):
+            call(kind, address, "generate", "x", timeout=0.2)
+        assert servicer.ended.wait(10)
+
+
+@KINDS
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_timeout_is_positive(kind: str, timeout: float, address: str) -> None:
+    with pytest.raises(ns.InvalidRequest, match="timeout"):
+        call(kind, address, "generate", "x", timeout=timeout)
+
+
+@KINDS
+def test_a_refused_connection_fails_at_once(kind: str, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/nobody"
+    for method in ("generate", "tokenize"):
+        with pytest.raises(ns.ConnectionFailed, match="nothing listens at unix:") as caught:
+            call(kind, address, method, "x", connect={"connect_timeout": 60.0})
+        assert caught.value.address == address
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+@KINDS
+def test_waiting_for_a_server_ends_in_time(kind: str, tmp_path: Path) -> None:
+    connect = {"connect_timeout": 0.2, "wait_for_ready": True}
+    with pytest.raises(ns.ConnectionFailed, match=r"within 0\.2 s"):
+        call(kind, f"unix:{tmp_path}/nobody", "get_load", connect=connect)
+    connect["connect_timeout"] = 60.0
+    with pytest.raises(ns.DeadlineExceeded):
+        call(kind, f"unix:{tmp_path}/nobody", "get_load", connect=connect, timeout=0.2)
+
+
+@KINDS
+def test_a_server_that_starts_late_is_waited_for(kind: str, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/late"
+    connect = {"connect_timeout": 60.0, "wait_for_ready": True}
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(call, kind, address, "generate", "hi", connect=connect)
+        time.sleep(0.3)
+        assert not pending.done()
+        with fake_server.running(fake_server.FakeServicer(fake_server.echo), address):
+            assert pending.result(30).text == "hi"
+
+
+def test_a_client_finds_its_server_again_after_a_restart(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/s"
+    with ns.Client(address) as client:
+        with fake_server.running(fake_server.FakeServicer(fake_server.echo), address):
+            assert client.generate("a").text == "a"
+        with pytest.raises(ns.Unavailable):
+            client.get_load()
+        with pytest.raises(ns.ConnectionFailed):
+            client.generate("b")
+        with fake_server.running(fake_server.FakeServicer(fake_server.echo), address):
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:  # the channel may still sit out its backoff
+                with contextlib.suppress(ns.Unavailable):
+                    assert client.generate("c").text == "c"
+                    return
+            raise AssertionError("no connection")
+
+
+@KINDS
+@pytest.mark.parametrize("address", ["", "localhost", "host:port", "unix:", "host:70000"])
+def test_an_address_is_checked(kind: str, address: str) -> None:
+    with pytest.raises(ns.InvalidRequest, match="address"):
+        call(kind, address, "get_load")
