@@ -11,7 +11,8 @@ come, except that a decoding sequence has one more token for each step planned f
 * When memory runs out, the sequence of the worst rank (lowest priority, latest arrival) is preempted, until the one
   in need has its block or is itself the worst. The best-ranked sequence is never preempted, so work always advances:
   a request is accepted only if it fits when it is alone.
-* A start takes blocks for all the tokens it knows, so only decoding grows; nothing starts in a step that preempted.
+* A start takes blocks for all the tokens it knows, so only decoding grows and may preempt, and that comes before
+  anything is started: nothing in a plan is preempted by it.
 
 Pure and deterministic: the same calls with the same arguments give the same plans.
 """
@@ -141,11 +142,9 @@ class Scheduler:
         if len(self._in_flight) >= self._max_in_flight:
             return None
         draft = Draft(self._next_step_id)
-        num_preemptions = self._counters.num_preemptions
         self._plan_decodes(draft, min(num_decode_steps, self._session.max_num_decode_steps))
         self._plan_prefills(draft)
-        if self._counters.num_preemptions == num_preemptions:
-            self._admit(draft)
+        self._admit(draft)
         if draft.num_tokens == 0:
             return None
         self._next_step_id += 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from core_harness import Harness, make_request, make_session
 
-from scheduler_svc.core.request import Finish, RequestRefused, sequence_seed
+from scheduler_svc.core.request import Finish, RequestRefused, Sampling, sequence_seed
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, StepResult
 
@@ -160,6 +160,32 @@ def test_a_preempted_sequence_is_not_started_while_results_are_under_way():
     assert (start.sequence_id, len(start.token_ids)) == (second, 9)
 
 
+def test_several_steps_are_planned_only_where_their_blocks_can_be_had_without_preemption():
+    for num_blocks, steps in [(7, 4), (6, 1)]:
+        harness = Harness(CoreConfig(max_num_batched_tokens=16, pipeline_depth=1), num_blocks=num_blocks)
+        for token in (1, 2):
+            harness.add([token] * 6, max_tokens=6)
+        harness.plan()
+        harness.deliver()
+        # Each has two blocks, and four steps would take it into a third.
+        assert harness.plan(num_decode_steps=4).num_decode_steps == steps
+        assert harness.core.stats().num_preemptions == 0
+        harness.run_to_end(num_decode_steps=4)
+        harness.check_answers()
+
+
+def test_a_prefix_is_evicted_from_its_end():
+    harness = Harness(num_blocks=5)
+    harness.add([1] * 12, max_tokens=1)
+    harness.run_to_end()
+    assert harness.core.stats().num_cached_blocks == 3
+    harness.add([2] * 7, max_tokens=1)
+    harness.run_to_end()
+    harness.add([1] * 12, max_tokens=1)
+    # Two blocks were needed: the free one, and the deepest of the three.
+    assert harness.plan().starts[0].num_computed_tokens == 8
+
+
 def test_a_higher_class_is_started_first_and_preempted_last():
     harness = Harness(max_num_seqs=1)
     low, _, high = (harness.add([1, 2], max_tokens=2, priority=priority)[0] for priority in (0, 0, 5))
@@ -196,8 +222,6 @@ def test_prompt_logprobs_take_no_hits_and_come_once_even_after_a_loss():
     harness = Harness()
     harness.add([1, 2, 3, 4, 5], max_tokens=1)
     harness.run_to_end()
-    from scheduler_svc.core.request import Sampling
-
     (wanting,) = harness.add([1, 2, 3, 4, 5] * 4, max_tokens=2, sampling=Sampling(prompt_logprobs=0))
     plan = harness.plan()
     assert plan.starts[0].num_computed_tokens == 0
