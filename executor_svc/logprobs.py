@@ -1,0 +1,61 @@
+"""Log-probabilities from raw logits: of given tokens, and of the likeliest alternatives."""
+
+from dataclasses import dataclass
+
+import torch
+
+from nanoserve.arrays import Float32Array, Int32Array
+
+# Most positions of a prompt whose logits exist at once; also the most that one PromptLogprobs holds.
+MAX_PROMPT_SLICE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """On the device; alternatives are [num_tokens, num_alternatives], likeliest first, the rest [num_tokens]."""
+
+    token_logprobs: torch.Tensor
+    token_ranks: torch.Tensor
+    """From 1: one more than the number of tokens strictly likelier."""
+    alternative_ids: torch.Tensor
+    alternative_logprobs: torch.Tensor
+
+    def to_host(self) -> tuple[Float32Array, Int32Array, Int32Array, Float32Array]:
+        """The four arrays, in the order of the fields; logarithms float32, the others int32."""
+        return (
+            self.token_logprobs.cpu().numpy(),
+            self.token_ranks.int().cpu().numpy(),
+            self.alternative_ids.int().cpu().numpy(),
+            self.alternative_logprobs.cpu().numpy(),
+        )
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> TokenLogprobs:
+    """Judges one token (int64 [num_tokens]) by each row of `logits`, float32 [num_tokens, vocab_size].
+
+    More alternatives than there are tokens get the latter.
+    """
+    largest = logits.amax(dim=-1, keepdim=True)
+    log_sum = (logits - largest).exp().sum(dim=-1, keepdim=True).log()
+    own = logits.gather(1, token_ids[:, None])
+    ids = likeliest(logits, min(num_alternatives, logits.shape[-1]))
+    return TokenLogprobs(
+        token_logprobs=(own - largest - log_sum)[:, 0],
+        token_ranks=1 + (logits > own).sum(dim=-1),
+        alternative_ids=ids,
+        alternative_logprobs=logits.gather(1, ids) - largest - log_sum,
+    )
+
+
+def likeliest(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Ids of the `count` largest of each row, largest first and lowest id first among equals: int64 [rows, count].
+
+    topk promises no order among equals. So it is given whole numbers, all different: the float32's bits, arranged to
+    sort as the numbers do, over the id's complement.
+    """
+    if count == 0:
+        return torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
+    bits = (logits + 0.0).view(torch.int32)  # adding 0 makes -0 into 0, which it equals
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    return ((ordered << 32) | (0xFFFFFFFF - ids)).topk(count, dim=-1).indices

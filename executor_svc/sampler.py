@@ -1,0 +1,168 @@
+"""Chooses a token for each row: argmax(processed logits + noise), all rows of a step at once.
+
+Processing, in order: logit bias; repetition, frequency and presence penalty; end tokens forbidden below min_tokens;
+masks; and for rows with a temperature: temperature, top-k, top-p, min-p, noise. Equal logits rank by id, lowest first.
+Rows of temperature 0 take the best processed logit. What no row of the step needs is not done.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from executor_svc.batch import BatchState, BoolArray
+from executor_svc.noise import gumbel_noise
+from executor_svc.plan import RowStatus
+from nanoserve.arrays import Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """The rows that sample in a step: arrays [num_rows]."""
+
+    state: BatchState
+    rows: Int32Array
+    positions: Int32Array
+    """The position that each row's sampled token will have."""
+    masks: Mapping[int, NDArray[np.bool_]]
+    """For guided rows, by row: which tokens are allowed, [vocab_size]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What was sampled, on the device, each [num_rows]."""
+
+    token_ids: torch.Tensor
+    """int64; 0 where the row failed, so that the device always holds a token."""
+    statuses: torch.Tensor
+    """int32, of RowStatus."""
+    gaps: torch.Tensor | None
+    """float32: best minus second best of what was compared; None where no row reports it."""
+
+
+def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:
+    """Samples from raw `logits`: float32 [num_rows, vocab_size], left as they are."""
+    needs, rows = batch.state.needs, batch.rows
+    # NaN and infinity are contagious to the maximum; it is -inf where there is nothing else.
+    finite = logits.amax(dim=-1).isfinite()
+    scores = process_logits(logits, batch)
+    allowed = finite if scores is logits else scores.amax(dim=-1) > -torch.inf
+    scores = add_noise(scores, batch)
+    best = scores.argmax(dim=-1)
+    succeeded = finite & allowed
+    statuses = torch.full_like(best, RowStatus.OK, dtype=torch.int32)
+    statuses.masked_fill_(~allowed, RowStatus.NO_TOKEN_ALLOWED)
+    statuses.masked_fill_(~finite, RowStatus.NON_FINITE_LOGITS)
+    gaps = None
+    if needs.reports_gap[rows].any():
+        two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
+        gaps = two[:, 0] - two[:, 1] if two.shape[-1] == 2 else torch.full_like(two[:, 0], torch.inf)
+    return SampledTokens(torch.where(succeeded, best, 0), statuses, gaps)
+
+
+def process_logits(logits: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
+    """Applies bias, penalties, min_tokens and masks; returns `logits` itself where no row has any of them."""
+    state, rows = batch.state, batch.rows
+    biased = np.flatnonzero(state.needs.logit_bias[rows])
+    penalised = np.flatnonzero(state.needs.penalties[rows])
+    endless = np.flatnonzero(batch.positions < state.needs.first_end_position[rows])
+    if not (len(biased) or len(penalised) or len(endless) or batch.masks):
+        return logits
+    scores = logits.clone()
+    for index in biased:
+        ids, addends = state.logit_bias[int(rows[index])]
+        scores[int(index)].index_add_(0, ids, addends)
+    if len(penalised):
+        _penalise(scores, penalised, state, rows)
+    for index in endless:
+        scores[int(index)].index_fill_(0, state.end_token_ids[int(rows[index])], -torch.inf)
+    for row, allowed in batch.masks.items():
+        forbidden = torch.tensor(~allowed, device=scores.device)
+        scores[int(np.flatnonzero(rows == row)[0])].masked_fill_(forbidden, -torch.inf)
+    return scores
+
+
+def _penalise(scores: torch.Tensor, penalised: NDArray[np.intp], state: BatchState, rows: Int32Array) -> None:
+    """Changes the penalised rows of `scores`: repetition as in CTRL (Keskar et al. 2019), the others as in OpenAI's."""
+    assert state.counts is not None
+    chosen = torch.tensor(penalised, device=scores.device)
+    device_rows = torch.tensor(rows[penalised], device=scores.device)
+    values = scores[chosen]
+    repetition = state.params.repetition_penalty[device_rows, None]
+    # A tiny penalty may overflow; the likeliest finite value stands for it, as infinity would break the softmax.
+    repeated = torch.where(values > 0, values / repetition, values * repetition)
+    repeated = repeated.clamp_(max=torch.finfo(torch.float32).max)
+    values = torch.where(state.counts.seen[device_rows], repeated, values)
+    counts = state.counts.output[device_rows]
+    values = values - state.params.frequency_penalty[device_rows, None] * counts
+    values = values - state.params.presence_penalty[device_rows, None] * (counts > 0)
+    scores[chosen] = values
+
+
+def add_noise(scores: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
+    """Applies temperature, top-k, top-p, min-p and the noise to the rows that draw; the others stay."""
+    state, needs = batch.state, batch.state.needs
+    drawing = np.flatnonzero(needs.draws[batch.rows])
+    if not len(drawing):
+        return scores
+    rows = batch.rows[drawing]
+    device_rows = torch.tensor(rows, device=scores.device)
+    positions = torch.tensor(batch.positions[drawing], dtype=torch.int64, device=scores.device)
+    everyone = len(drawing) == len(batch.rows)
+    chosen = torch.tensor(drawing, device=scores.device)
+    values = scores if everyone else scores[chosen]
+    values = apply_temperature(values, state.params.temperature[device_rows])
+    values = _filter(values, needs.top_k_or_p[rows], needs.min_p[rows], device_rows, state)
+    values = values + gumbel_noise(state.params.seeds[device_rows], positions, scores.shape[-1])
+    return values if everyone else scores.index_copy(0, chosen, values)
+
+
+def _filter(
+    values: torch.Tensor,
+    top_k_or_p: BoolArray,
+    min_p: BoolArray,
+    device_rows: torch.Tensor,
+    state: BatchState,
+) -> torch.Tensor:
+    """Applies the filters to those rows of `values` that have any."""
+    params = state.params
+    if top_k_or_p.any():
+        chosen = torch.tensor(np.flatnonzero(top_k_or_p), device=values.device)
+        filtered = device_rows[chosen]
+        kept = apply_top_k_top_p(values[chosen], params.top_k[filtered], params.top_p[filtered])
+        values = values.index_copy(0, chosen, kept)
+    if min_p.any():
+        values = apply_min_p(values, params.min_p[device_rows])
+    return values
+
+
+def apply_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Divides [num_rows, vocab_size] by `temperature` > 0, [num_rows], the largest of each row being moved to 0.
+
+    Moved, because a small temperature would else overflow and make tokens equal that are not.
+    """
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+
+
+def apply_top_k_top_p(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Keeps the k best of each row, then the smallest set of the best whose probability reaches p; others get -inf.
+
+    `top_k` 0 and `top_p` 1 keep all; each is [num_rows]. At least one token is kept.
+    """
+    values, ids = logits.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(values.shape[-1], device=logits.device)[None]
+    in_top_k = (top_k[:, None] == 0) | (ranks < top_k[:, None])
+    probabilities = values.masked_fill(~in_top_k, -torch.inf).softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # A sum may round to 1 before the last token is in it; p = 1 keeps all nevertheless.
+    in_top_p = (before < top_p[:, None]) | (top_p[:, None] >= 1) | (ranks == 0)
+    kept = torch.zeros_like(in_top_k).scatter_(1, ids, in_top_k & in_top_p)
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def apply_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Keeps tokens at least `min_p` ([num_rows], 0 keeps all) as likely as the row's likeliest; others get -inf."""
+    threshold = logits.amax(dim=-1, keepdim=True) + min_p[:, None].log()
+    return logits.masked_fill(logits < threshold, -torch.inf)

@@ -1,0 +1,100 @@
+"""Fills a model's weights: from safetensors files, tensor by tensor, or with seeded random numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from executor_svc.models.qwen import QwenForCausalLM
+from nanoserve.checkpoint import CheckpointError, read_json
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DUMMY_STD = 0.02
+_FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load_weights(model: QwenForCausalLM, folder: Path) -> None:
+    """Copies every tensor of the checkpoint to its place, on its device and in its dtype.
+
+    CheckpointError, one line naming file and tensor, where a tensor is missing, unexpected, of another shape or
+    type, or where a file is damaged.
+    """
+    targets = model.checkpoint_tensors()
+    # Written by some trainers though it is the embedding's own.
+    ignored = {"lm_head.weight"} if model.tied else set[str]()
+    for path, names in _files(folder, set(targets), ignored).items():
+        _load_file(path, names, targets, ignored)
+
+
+def dummy_weights(model: QwenForCausalLM, seed: int) -> None:
+    """Normal weights of standard deviation 0.02 and norms of 1: the same for a seed on one kind of device."""
+    targets = model.checkpoint_tensors()
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
+    for name, target in targets.items():
+        if name.endswith("norm.weight"):
+            target.fill_(1.0)
+        else:
+            target.normal_(0.0, _DUMMY_STD, generator=generator)
+
+
+def _files(folder: Path, expected: set[str], ignored: set[str]) -> dict[Path, set[str] | None]:
+    """The checkpoint's files, each with the tensors that the index puts there; None: all, there being no index."""
+    if (folder / _SINGLE).is_file():
+        return {folder / _SINGLE: None}
+    index = folder / _INDEX
+    if not index.is_file():
+        raise CheckpointError(f"{folder}: neither {_SINGLE} nor {_INDEX} is there")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: weight_map is missing or not an object")
+    files: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        if name not in expected | ignored:
+            raise CheckpointError(f"{index}: tensor {name} is unexpected")
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index}: tensor {name}: {file!r} is not a file name")
+        names = files.setdefault(folder / file, set())
+        assert names is not None
+        names.add(name)
+    missing = sorted(expected - set(weight_map))
+    if missing:
+        raise CheckpointError(f"{index}: tensor {missing[0]} is missing")
+    return files
+
+
+def _load_file(
+    path: Path, names: set[str] | None, targets: Mapping[str, torch.Tensor], ignored: set[str]
+) -> None:
+    """Copies the tensors of one file, which must be exactly `names` (None: all the targets)."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: file is missing")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = set(file.keys())
+            _check_names(path, found - ignored, (set(targets) if names is None else names) - ignored)
+            for name in sorted(found - ignored):
+                _copy(path, name, file.get_tensor(name), targets[name])
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({_first_line(error)})") from error
+
+
+def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
+    for name in sorted(expected - found):
+        raise CheckpointError(f"{path}: tensor {name} is missing")
+    for name in sorted(found - expected):
+        raise CheckpointError(f"{path}: tensor {name} is unexpected")
+
+
+def _copy(path: Path, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
+    if source.shape != target.shape:
+        shapes = f"{list(source.shape)}, config.json makes it {list(target.shape)}"
+        raise CheckpointError(f"{path}: tensor {name} has shape {shapes}")
+    if source.dtype not in _FLOAT_TYPES:
+        raise CheckpointError(f"{path}: tensor {name} is of type {source.dtype}, which is not served")
+    target.copy_(source)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,159 @@
+"""What config.json may say, in both spellings, and how it is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from executor_svc.layers.rotary import RotaryEmbedding, attention_scale, rope_frequencies
+from executor_svc.models.config import ModelConfig, RopeConfig, read_model_config
+from nanoserve.checkpoint import CheckpointError
+
+BASE: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+
+
+def read(folder: Path, **changes: Any) -> ModelConfig:
+    """Parses BASE with `changes`; a field changed to ... is left out."""
+    fields = {name: value for name, value in (BASE | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(fields))
+    return read_model_config(folder)
+
+
+def test_old_and_new_spelling_say_the_same(tmp_path: Path) -> None:
+    old = read(
+        tmp_path,
+        torch_dtype="bfloat16",
+        rope_theta=1e6,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    )
+    new = read(
+        tmp_path,
+        dtype="bfloat16",
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        },
+    )
+    assert old == new
+    assert old.rope.theta == 1e6
+    assert old.rope.factor == 4.0
+
+
+def test_absent_fields_take_the_architecture_s_defaults(tmp_path: Path) -> None:
+    qwen3 = read(tmp_path, num_key_value_heads=...)
+    assert (qwen3.head_dim, qwen3.num_key_value_heads, qwen3.qk_norm, qwen3.qkv_bias) == (128, 4, True, False)
+    assert (qwen3.rope, qwen3.dtype) == (RopeConfig("default", 10000.0), "float32")
+    qwen2 = read(tmp_path, architectures=["Qwen2ForCausalLM"])
+    assert (qwen2.head_dim, qwen2.qk_norm, qwen2.qkv_bias, qwen2.output_bias) == (16, False, True, False)
+    assert read(tmp_path, architectures=["Qwen2ForCausalLM"], head_dim=32).head_dim == 32
+    assert read(tmp_path, attention_bias=True).output_bias
+
+
+def test_yarn_extends_the_context(tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 3072}
+    assert read(tmp_path, rope_scaling=scaling).max_model_len == 4 * 3072
+    assert read(tmp_path).max_model_len == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "architectures"),
+        ({"architectures": ...}, "architectures"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"dtype": "float8_e4m3fn"}, "dtype"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "linear", "factor": -2}}, "rope_scaling.factor"),
+        (
+            {"rope_parameters": {"rope_type": "default", "mrope_section": [1]}},
+            "rope_parameters.mrope_section",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 15}, "head_dim"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_file_and_field(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read(tmp_path, **changes)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'config.json'}: {field}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+        {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 64, "truncate": False},
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 512,
+            "beta_fast": 20.0,
+            "beta_slow": 2.0,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.1,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 1024,
+            "attention_factor": 0.9,
+        },
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024},
+        {"rope_type": "linear", "factor": 3.0},
+    ],
+)
+def test_frequencies_equal_transformers(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    parameters = {"rope_theta": 50000.0} | parameters
+    ours = read(tmp_path, head_dim=48, rope_parameters=parameters).rope
+    theirs = Qwen3Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        head_dim=48,
+        max_position_embeddings=4096,
+        rope_parameters=parameters,
+    )
+    frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs)
+    torch.testing.assert_close(rope_frequencies(ours, 48), frequencies, rtol=1e-7, atol=0)
+    assert attention_scale(ours) == pytest.approx(scale)
+
+
+def test_rotation_stays_exact_far_into_the_context() -> None:
+    rotary = RotaryEmbedding(RopeConfig("default", 1e6), 8, torch.device("cpu"))
+    cos, sin = rotary(torch.tensor([0, 40000], dtype=torch.int32))
+    assert cos.shape == sin.shape == (2, 1, 4)
+    expected = [math.cos(40000 * 1e6 ** (-i / 4)) for i in range(4)]
+    # The angle itself is a float32: 40,000 carries an error of 2e-3.
+    assert cos[1, 0].tolist() == pytest.approx(expected, abs=4e-3)
+    assert sin[0, 0].tolist() == [0.0] * 4
