@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+
 from nanoserve.arrays import Float32Array, Int32Array
 
 _NO_INTS: Int32Array = np.empty(0, np.int32)

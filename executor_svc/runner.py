@@ -27,7 +27,7 @@ class PendingStep(Protocol):
     def wait(self, sub_step: int) -> SubStepOutput:
         """Blocks until the sub-step is done and returns what it sampled; StepFailure where the step failed.
 
-        Called once for each sub-step, in order, by one thread that is not the launching one.
+        Called at most once for each sub-step, in order, by one thread at a time, while others may launch.
         """
 
 

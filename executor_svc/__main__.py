@@ -1,0 +1,105 @@
+"""The `nanoserve-executor` command: builds a runner, serves it, and stops on SIGTERM or SIGINT."""
+
+import contextlib
+import dataclasses
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from executor_svc.config import ExecutorConfig, parse_config
+from executor_svc.runner import StepRunner
+from executor_svc.service import ExecutorServer
+from executor_svc.virtual.build import DEFAULT_FINGERPRINT, build_virtual_runner
+from executor_svc.wire import Identity
+from nanoserve.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    model_fingerprint,
+    weights_fingerprint,
+)
+from nanoserve.logs import configure_logs
+
+_STOP_GRACE_SECONDS = 5.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs an executor until it is told to stop. 0 after a signal, 1 where it cannot start, 2 for a wrong flag."""
+    for number in _SIGNALS:
+        # Until there is something to stop, a signal just ends the process.
+        signal.signal(number, lambda *_: sys.exit(0))
+    config = parse_config(argv)
+    configure_logs("executor", config.log_level)
+    try:
+        # The address first: that it is taken should not be learnt after minutes of loading.
+        server = ExecutorServer(config.listen)
+        runner, identity = build_runner(config)
+    except (CheckpointError, ValueError) as error:
+        print(f"nanoserve-executor: error: {error}", file=sys.stderr)
+        return 1
+    logger = structlog.get_logger()
+    logger.info("starting", **dataclasses.asdict(config))
+    with _signals() as received:
+        server.start(runner, identity)
+        logger.info(
+            "listening", address=server.address, device=runner.device, instance_id=identity.instance_id
+        )
+        received.recv(1)
+        logger.info("stopping")
+        server.stop(_STOP_GRACE_SECONDS)
+    return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that gets a byte for each signal that asks this process to stop.
+
+    Not an Event set by a handler: Python runs handlers in the main thread alone, and does not wake it from a lock
+    where the kernel gave the signal to another thread.
+    """
+    receiving, sending = socket.socketpair()
+    with receiving, sending:
+        sending.setblocking(False)
+        former = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+        try:
+            yield receiving
+        finally:
+            signal.set_wakeup_fd(former)
+
+
+def build_runner(config: ExecutorConfig) -> tuple[StepRunner, Identity]:
+    """Builds what the flags ask for, ready to run. CheckpointError or ValueError, one line, where it cannot be."""
+    if not config.virtual:
+        model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
+        from executor_svc.torch_runner import build_torch_runner
+
+        return build_torch_runner(config, model_dir), _identity(model_dir)
+    try:
+        virtual_dir = find_checkpoint(config.model, weights=False)
+    except CheckpointError:
+        if config.model is not None:
+            raise
+        virtual_dir = None
+    return build_virtual_runner(config, virtual_dir), _identity(virtual_dir)
+
+
+def _identity(model_dir: Path | None) -> Identity:
+    """A new instance's identity; without a model directory the fingerprints are constants."""
+    return Identity(
+        instance_id=uuid.uuid4().hex,
+        model_fingerprint=DEFAULT_FINGERPRINT if model_dir is None else model_fingerprint(model_dir),
+        weights_fingerprint=DEFAULT_FINGERPRINT if model_dir is None else weights_fingerprint(model_dir),
+        version=version("nanoserve"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

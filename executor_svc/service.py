@@ -1,0 +1,212 @@
+"""The gRPC face of an executor: ExecutorService, health and reflection on one server."""
+
+import contextlib
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from executor_svc import wire
+from executor_svc.runner import StepRunner
+from executor_svc.session import (
+    ExecutorStopping,
+    MessageOutOfOrder,
+    OpenRefused,
+    Session,
+    SessionEnded,
+    SessionReplaced,
+)
+from executor_svc.session_manager import SessionManager
+from executor_svc.wire import Identity
+from nanoserve.address import SERVER_OPTIONS, bound_address
+from nanoserve.executor.v1 import executor_pb2 as pb
+from nanoserve.executor.v1 import executor_pb2_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
+# Each open stream and each call holds a thread; there is one session at a time, and a few that wait to open.
+_NUM_THREADS = 32
+_STATUSES: dict[type[SessionEnded], grpc.StatusCode] = {
+    OpenRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    SessionReplaced: grpc.StatusCode.ABORTED,
+    ExecutorStopping: grpc.StatusCode.UNAVAILABLE,
+    MessageOutOfOrder: grpc.StatusCode.INVALID_ARGUMENT,
+}
+_logger = structlog.get_logger()
+
+
+class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
+    """Serves one runner to one session at a time."""
+
+    def __init__(self, runner: StepRunner, identity: Identity) -> None:
+        self.sessions = SessionManager(runner)
+        self._description = wire.encode_description(runner.limits, runner.device, runner.dtype, identity)
+
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeResponse:
+        """Says what the executor is; a server of this process answers only once it is warm."""
+        epoch, alive = self.sessions.state()
+        return pb.DescribeResponse(description=self._description, epoch=epoch, session_alive=alive)
+
+    def Execute(
+        self, request_iterator: Iterator[pb.ExecuteRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ExecuteResponse]:
+        """Runs a session: the calling thread answers, another one reads."""
+        session = self._open(request_iterator, context)
+        try:
+            self.sessions.prepare(session)
+            if session.alive:
+                yield pb.ExecuteResponse(
+                    opened=pb.SessionOpened(epoch=session.epoch, description=self._description)
+                )
+                _logger.info("session_opened", scheduler_id=session.scheduler_id, epoch=session.epoch)
+                name = f"session-{session.epoch}-reader"
+                threading.Thread(
+                    target=_read, args=(session, request_iterator), name=name, daemon=True
+                ).start()
+            for result in session.results():
+                yield pb.ExecuteResponse(result=result)
+        except SessionEnded as end:
+            _abort(context, end)
+        except Exception:
+            _logger.exception("session_crashed", epoch=session.epoch)
+            context.abort(grpc.StatusCode.INTERNAL, "a bug of the executor: see its log")
+        finally:
+            session.end()
+
+    def _open(self, request_iterator: Iterator[pb.ExecuteRequest], context: grpc.ServicerContext) -> Session:
+        first = next(request_iterator, None)
+        if first is None or first.WhichOneof("request") != "open":
+            _abort(context, MessageOutOfOrder("open: must be the first message"))
+        if not first.open.scheduler_id:
+            _abort(context, MessageOutOfOrder("open.scheduler_id: must not be empty"))
+        try:
+            session = self.sessions.claim(first.open)
+        except SessionEnded as end:
+            _abort(context, end)
+        if not context.add_callback(session.end):
+            session.end()  # the call is over already
+        return session
+
+    def StartProfile(
+        self, request: pb.StartProfileRequest, context: grpc.ServicerContext
+    ) -> pb.StartProfileResponse:
+        """Refuses: no profiles are recorded yet."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "StartProfile: profiles are not served")
+
+    def StopProfile(
+        self, request: pb.StopProfileRequest, context: grpc.ServicerContext
+    ) -> pb.StopProfileResponse:
+        """Refuses: no profiles are recorded yet."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "StopProfile: profiles are not served")
+
+
+def _abort(context: grpc.ServicerContext, end: SessionEnded) -> NoReturn:
+    """Ends the call with the status of a session's end."""
+    context.abort(_STATUSES[type(end)], str(end))
+
+
+def _read(session: Session, requests: Iterator[pb.ExecuteRequest]) -> None:
+    """The reading thread: takes plans until the stream ends, then sees what they launched to its end."""
+    try:
+        for request in requests:
+            arrived_ns = time.monotonic_ns()
+            if request.WhichOneof("request") != "plan":
+                session.finish(MessageOutOfOrder("plan: must be set in every message but the first"))
+                break
+            session.submit(request.plan, arrived_ns)
+    except grpc.RpcError:
+        pass  # the call was cancelled, or its connection is gone: end() has been called
+    except Exception:
+        _logger.exception("reader_crashed", epoch=session.epoch)
+        session.end()
+    session.finish()
+    session.wait_ended()
+    session.drain()
+    _logger.info("session_ended", scheduler_id=session.scheduler_id, epoch=session.epoch)
+
+
+class ExecutorServer:
+    """A gRPC server at one address: bound when made, serving from `start` to `stop`."""
+
+    def __init__(self, listen: str) -> None:
+        """Binds; ValueError, naming the flag, where the address cannot be had."""
+        self._socket_path = _free_socket_path(listen)
+        if self._socket_path is None:
+            _check_port(listen)
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="executor-rpc")
+        self._server = grpc.server(self._threads, options=SERVER_OPTIONS)
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ValueError(f"--listen: {listen}: {error}") from error
+        self.address = bound_address(listen, port)
+        """The address bound, port 0 replaced by the one picked."""
+        self._health = health.HealthServicer()
+        self._service: ExecutorService | None = None
+
+    def start(self, runner: StepRunner, identity: Identity) -> None:
+        """Serves the runner, which must be ready; health is SERVING from now on."""
+        self._service = ExecutorService(runner, identity)
+        executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Stops: health NOT_SERVING, plans taken are answered, other calls get the grace; then frees the runner."""
+        self._health.enter_graceful_shutdown()
+        if self._service is not None:
+            self._service.sessions.stop()
+        self._server.stop(grace_seconds).wait()
+        if self._service is not None:
+            self._service.sessions.close()
+        self._threads.shutdown()
+        if self._socket_path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._socket_path)
+
+
+def _free_socket_path(listen: str) -> str | None:
+    """The path of a unix address, None for others; ValueError where a server answers there, or it is another file.
+
+    gRPC itself would unlink the socket of a living server.
+    """
+    if not listen.startswith("unix:"):
+        return None
+    path = listen.removeprefix("unix:")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return path
+    if not stat.S_ISSOCK(mode):
+        raise ValueError(f"--listen: {path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(path) == 0:
+            raise ValueError(f"--listen: {path} is in use")
+    os.unlink(path)
+    return path
+
+
+def _check_port(listen: str) -> None:
+    """ValueError where a host:port cannot be bound: gRPC would say so less clearly, and in lines of its own."""
+    host, _, port = listen.rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(f"--listen: {listen}: {error.strerror or error}") from error

@@ -1,0 +1,70 @@
+"""Who has the runner: one session at a time, the newest, fenced by the epoch that it was opened with."""
+
+import threading
+
+from executor_svc.runner import StepRunner
+from executor_svc.session import ExecutorStopping, OpenRefused, Session, SessionReplaced
+from nanoserve.executor.v1 import executor_pb2 as pb
+
+
+class SessionManager:
+    """Lets one session at a time have the runner. Thread-safe."""
+
+    def __init__(self, runner: StepRunner) -> None:
+        self._runner = runner
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self._current: Session | None = None
+        self._stopping = False
+        # Whoever holds it owns the device between two sessions.
+        self._device_lock = threading.Lock()
+        self._last_opened: Session | None = None
+
+    def state(self) -> tuple[int, bool]:
+        """The current epoch, and whether its session is alive. Never blocks on a step."""
+        with self._lock:
+            return self._epoch, self._current is not None and self._current.alive
+
+    def claim(self, opening: pb.OpenSession) -> Session:
+        """Compares and sets the epoch and ends the former session; OpenRefused where that is not allowed."""
+        with self._lock:
+            if self._stopping:
+                raise ExecutorStopping("the executor is stopping")
+            if opening.expected_epoch != self._epoch:
+                raise OpenRefused(f"expected_epoch: {opening.expected_epoch}, but the epoch is {self._epoch}")
+            former = self._current
+            if former is not None and former.alive:
+                same = former.scheduler_id == opening.scheduler_id
+                if not same and not opening.take_over:
+                    raise OpenRefused(f"the session of scheduler {former.scheduler_id!r} is alive")
+                former.end(SessionReplaced(f"replaced by scheduler {opening.scheduler_id!r}"))
+            self._epoch += 1
+            self._current = Session(opening.scheduler_id, self._epoch, self._runner)
+            return self._current
+
+    def prepare(self, session: Session) -> None:
+        """Returns when the device is idle and all rows are clear, unless the session has ended meanwhile."""
+        with self._device_lock:
+            # Claims come in order but may get here in any: only the newest is alive, and only it matters.
+            if not session.alive:
+                return
+            if self._last_opened is not None:
+                self._last_opened.drain()
+            self._runner.reset()
+            self._last_opened = session
+
+    def stop(self) -> None:
+        """Refuses new sessions, and lets the current one answer the plans that it has taken."""
+        with self._lock:
+            self._stopping, current = True, self._current
+        if current is not None:
+            current.finish(ExecutorStopping("the executor is stopping"))
+
+    def close(self) -> None:
+        """Ends what is left and frees the runner, when nothing runs on it any more."""
+        self.stop()
+        with self._device_lock:
+            if self._last_opened is not None:
+                self._last_opened.end(ExecutorStopping("the executor is stopping"))
+                self._last_opened.drain()
+            self._runner.close()
