@@ -1,0 +1,169 @@
+"""InferenceService: prompts in, streams out."""
+
+import secrets
+import time
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import structlog
+import xxhash
+
+from nanoserve.arrays import pack_int32
+from nanoserve.v1 import inference_pb2 as pb
+from nanoserve.v1.inference_pb2_grpc import InferenceServiceServicer
+from scheduler_svc.core.request import Request, Sampling
+from scheduler_svc.errors import InvalidRequest, ServiceError, handler
+from scheduler_svc.frontend import Frontend
+from scheduler_svc.messages import Code, EngineState, Problem
+from scheduler_svc.model import Model
+from scheduler_svc.output import Output
+from scheduler_svc.prompts import PromptReader
+from scheduler_svc.stream import RequestStream
+from scheduler_svc.validation import check_names, check_token_ids, resolve_sampling, resolve_stops
+
+_log = structlog.get_logger()
+
+
+class InferenceService(InferenceServiceServicer):
+    """Serves one model through a frontend."""
+
+    def __init__(self, model: Model, frontend: Frontend) -> None:
+        self._model, self._frontend = model, frontend
+        self._prompts = PromptReader(model.tokenizer)
+
+    @handler
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
+        """Streams the outputs of one request."""
+        arrival = time.monotonic()
+        core_request, outputs = await self._resolve(request)
+        ids = core_request.prompt_token_ids
+        stream = RequestStream(
+            core_request.request_id,
+            ids.tolist(),
+            core_request.seed,
+            xxhash.xxh3_128_digest(pack_int32(ids)),
+            outputs,
+            arrival,
+        )
+        key = await self._frontend.submit(core_request, stream)
+        try:
+            while not stream.is_complete:
+                await context.write(await stream.next_message())
+        finally:
+            self._frontend.leave(key)
+            _log_request(stream)
+
+    @handler
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Token ids of a text or chat."""
+        self._check_model(request.model)
+        if request.WhichOneof("prompt") == "text" and not request.text:
+            return pb.TokenizeResponse()
+        ids = await self._prompts.read(request, max_tokens=2**31, vocab_size=0)
+        return pb.TokenizeResponse(token_ids=ids)
+
+    @handler
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        """Text of token ids."""
+        self._check_model(request.model)
+        check_token_ids("token_ids", request.token_ids, self._state.vocab_size)
+        skip = request.skip_special_tokens
+        text = self._model.tokenizer.decode(request.token_ids, skip_special_tokens=skip)
+        return pb.DetokenizeResponse(text=text)
+
+    @handler
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        """What is served."""
+        self._check_model(request.model)
+        model, state = self._model, self._state
+        return pb.GetModelResponse(
+            model=model.name,
+            architecture=model.architecture,
+            vocab_size=state.vocab_size,
+            max_model_len=state.max_model_len,
+            eos_token_ids=model.eos_token_ids,
+            default_sampling=_sampling_message(model.default_sampling),
+            model_fingerprint=model.fingerprint,
+            weights_fingerprint=state.weights_fingerprint,
+            has_chat_template=model.tokenizer.chat_template is not None,
+            server_version=version("nanoserve"),
+        )
+
+    @property
+    def _state(self) -> EngineState:
+        """What the engine can do. ServiceError before the first session, when nothing is known."""
+        state = self._frontend.state
+        if not state.vocab_size:
+            raise ServiceError(Problem(Code.UNAVAILABLE, "there is no executor yet"))
+        return state
+
+    def _check_model(self, name: str) -> None:
+        if name and name != self._model.name:
+            description = f"{name!r} is not served here, {self._model.name!r} is"
+            raise ServiceError(Problem(Code.NOT_FOUND, description, "model"))
+
+    async def _resolve(self, request: pb.GenerateRequest) -> tuple[Request, list[Output]]:
+        """Checks a request; returns what the engine gets, and its outputs to be."""
+        self._check_model(request.model)
+        check_names(request)
+        state, model = self._state, self._model
+        sampling, num_outputs = resolve_sampling(request, model.default_sampling, state.vocab_size)
+        stops = resolve_stops(request.stop, model.eos_token_ids, state.vocab_size)
+        prompt = await self._prompts.read(request, state.max_model_len, state.vocab_size)
+        room = state.max_model_len - len(prompt)
+        if not prompt:
+            raise InvalidRequest("prompt", "must come to at least one token")
+        if room < 1:
+            limit = state.max_model_len - 1
+            raise InvalidRequest("prompt", f"has {len(prompt)} tokens, must have {limit} at most")
+        max_tokens = room if stops.max_tokens is None else stops.max_tokens
+        if max_tokens > room:
+            rule = f"must be at most {room} behind a prompt of {len(prompt)} tokens"
+            raise InvalidRequest("stop.max_tokens", f"is {max_tokens}, {rule}")
+        if stops.min_tokens > max_tokens:
+            raise InvalidRequest("stop.min_tokens", f"is {stops.min_tokens}, must be in [0, {max_tokens}]")
+        core_request = Request(
+            request_id=request.request_id or secrets.token_hex(16),
+            prompt_token_ids=np.array(prompt, np.int32),
+            max_tokens=max_tokens,
+            seed=request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(64),
+            n=num_outputs,
+            sampling=sampling,
+            min_tokens=stops.min_tokens,
+            end_token_ids=stops.end_token_ids,
+            priority=request.priority,
+            cache_salt=request.cache_salt.encode(),
+        )
+        tokenizer = model.tokenizer
+        outputs = [
+            Output(stops.output_rules, tokenizer.token_bytes, tokenizer.raw_token_bytes)
+            for _ in range(num_outputs)
+        ]
+        return core_request, outputs
+
+
+def _sampling_message(sampling: Sampling) -> pb.SamplingParams:
+    """Every parameter but the seed."""
+    names = {entry.name for entry in fields(Sampling)} & set(pb.SamplingParams.DESCRIPTOR.fields_by_name)
+    values = {name: getattr(sampling, name) for name in names - {"logit_bias"}}
+    return pb.SamplingParams(n=1, **values)
+
+
+def _log_request(stream: RequestStream) -> None:
+    """The canonical line of a request, at its end."""
+    reasons = [output.finished.reason.value if output.finished else "cancelled" for output in stream.outputs]
+    _log.info(
+        "request",
+        request_id=stream.request_id,
+        num_prompt_tokens=stream.num_prompt_tokens,
+        num_cached_tokens=stream.num_cached_tokens,
+        num_output_tokens=stream.num_output_tokens,
+        num_preemptions=stream.num_preemptions,
+        finish_reasons=reasons,
+        problem=stream.problem.description if stream.problem is not None else None,
+        queue_seconds=round(stream.queue_seconds, 6),
+        first_token_seconds=round(stream.first_token_seconds, 6),
+        total_seconds=round(stream.total_seconds, 6),
+    )

@@ -1,0 +1,140 @@
+"""What the command line says: one frozen SchedulerConfig, every value checked with its flag named."""
+
+import argparse
+import ipaddress
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from nanoserve.address import check_address
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+DEFAULT_EXECUTOR = "127.0.0.1:50061"
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What a scheduler is started with. ValueError, naming the flag, where a value is out of range."""
+
+    model: str | None = None
+    """Directory or hub id; None is the demo checkpoint."""
+    listen: str = DEFAULT_LISTEN
+    executor: str = DEFAULT_EXECUTOR
+    served_model_name: str | None = None
+    """What `model` fields of requests call it; None: the last part of `model`."""
+    batching: str = "continuous"
+    max_num_batched_tokens: int | None = None
+    """None: the executor's limit."""
+    pipeline_depth: int = 2
+    max_queue_size: int = 4096
+    """Most requests that wait for their first step."""
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    executor_loss_timeout: float = 120.0
+    """Seconds."""
+    drain_timeout: float = 30.0
+    """Seconds that SIGTERM leaves running requests."""
+    take_over: bool = False
+    insecure: bool = False
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        check_address("--listen", self.listen)
+        check_address("--executor", self.executor)
+        _require("model", self.model is None or self.model != "", "must not be empty", self)
+        named = self.served_model_name is None or self.served_model_name != ""
+        _require("served_model_name", named, "must not be empty", self)
+        if self.batching != "continuous":
+            raise ValueError(f"--batching: {self.batching!r} is not served yet, only continuous is")
+        tokens = self.max_num_batched_tokens
+        _require("max_num_batched_tokens", tokens is None or tokens >= 1, "must be at least 1", self)
+        for name in ("pipeline_depth", "max_queue_size"):
+            _require(name, getattr(self, name) >= 1, "must be at least 1", self)
+        for name in ("executor_loss_timeout", "drain_timeout"):
+            seconds = getattr(self, name)
+            _require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
+        _require("log_level", self.log_level in _LOG_LEVELS, f"must be one of {', '.join(_LOG_LEVELS)}", self)
+        if not self.insecure and not _is_local(self.listen):
+            raise ValueError(
+                f"--listen: {self.listen!r} can be reached from other machines and TLS is not served yet;"
+                " --insecure says that this is meant"
+            )
+
+
+def _is_local(address: str) -> bool:
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def flag(name: str) -> str:
+    """The flag that sets a field of SchedulerConfig."""
+    prefix = "--no-" if name.startswith("enable_") else "--"
+    return prefix + name.replace("_", "-")
+
+
+def _require(name: str, holds: bool, rule: str, config: SchedulerConfig) -> None:
+    if not holds:
+        raise ValueError(f"{flag(name)}: {rule}, got {getattr(config, name)!r}")
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `nanoserve-scheduler`."""
+    parser = _OneLineParser(
+        prog="nanoserve-scheduler",
+        description="Takes requests, decides each step of an executor, and streams the text.",
+        allow_abbrev=False,
+    )
+    _add(parser, "model", "model directory or hub id (default: the demo checkpoint)", metavar="DIR|HUB_ID")
+    _add(parser, "served_model_name", "what requests call the model (default: its directory's name)")
+    _add(parser, "listen", "host:port or unix:PATH; port 0 picks one, see the log line 'listening'")
+    _add(parser, "insecure", "listen without TLS where other machines can reach")
+    _add(parser, "executor", "where the executor listens")
+    _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
+    _add(parser, "take_over", "end another scheduler's session with the executor")
+    _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
+    _add(parser, "log_level", "least severe log lines to write")
+    group = parser.add_argument_group("scheduling")
+    _add(group, "batching", "continuous is served")
+    _add(group, "max_num_batched_tokens", "most tokens a step computes (default: the executor's)", type=int)
+    _add(group, "pipeline_depth", "most plans sent and not yet answered", type=int)
+    _add(group, "max_queue_size", "most requests that wait", type=int)
+    _add(group, "enable_prefix_caching", "compute every prompt as a whole")
+    _add(group, "enable_chunked_prefill", "compute each prompt in one step")
+    return parser
+
+
+def _add(group: Any, name: str, text: str, **options: Any) -> None:
+    """Adds the flag of one field, with the field's own default."""
+    default = next(entry.default for entry in fields(SchedulerConfig) if entry.name == name)
+    if isinstance(default, bool):
+        action = "store_false" if default else "store_true"
+        group.add_argument(flag(name), dest=name, action=action, help=text)
+        return
+    suffix = "" if default is None else " (default: %(default)s)"
+    metavar = {"listen": "ADDR", "executor": "ADDR"}.get(name, "N" if "type" in options else None)
+    options.setdefault("metavar", metavar)
+    group.add_argument(flag(name), dest=name, default=default, help=text + suffix, **options)
+
+
+def parse_config(argv: Sequence[str] | None = None) -> SchedulerConfig:
+    """Reads a command line (None: this process's). A wrong one ends the process with one line and status 2."""
+    parser = build_parser()
+    arguments = vars(parser.parse_args(argv))
+    try:
+        return SchedulerConfig(**arguments)
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,368 @@
+"""The engine: one task that drains commands, plans, sends, and takes results in. It waits for nothing but its inbox.
+
+Everything that concerns it comes through one queue, in order: commands of the API, events of the executor link. After
+each turn it sends as many plans as the core will make, so that the executor has work queued while results travel.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from scheduler_svc import messages as msg
+from scheduler_svc.admission import Admission
+from scheduler_svc.core.request import Finish, RequestRefused
+from scheduler_svc.core.scheduler import CoreConfig, Scheduler
+from scheduler_svc.core.step import ResultMismatch, SequenceStart, Session, StepOutputs
+from scheduler_svc.errors import internal_problem
+from scheduler_svc.link import (
+    ExecutorAway,
+    ExecutorLink,
+    Fenced,
+    LinkEvent,
+    LinkFailed,
+    SessionLost,
+    SessionOpened,
+)
+from scheduler_svc.live_requests import LiveRequest, LiveRequests
+from scheduler_svc.load import StepTimes, load_reply
+from scheduler_svc.messages import Code, Problem, StepBatch
+from scheduler_svc.wire import StepFailed, StepReport
+
+# A sequence that was in this many failed plans since its last token is taken to be at fault.
+_MAX_FAILURES = 3
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineExit:
+    """Why the engine stopped; `is_failure` says whether the process failed with it."""
+
+    reason: str
+    is_failure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DrainTimeout:
+    """A drain has taken its time; the engine sends this to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A plan on its way; times in seconds."""
+
+    step_id: int
+    time: float
+    schedule_seconds: float
+
+
+Inbox = asyncio.Queue[msg.Command | LinkEvent | DrainTimeout]
+
+
+class Engine:
+    """See the module's docstring. `run` is its task; events go to `publish`, in order."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        admission: Admission,
+        inbox: Inbox,
+        link: ExecutorLink,
+        publish: Callable[[msg.Event], None],
+    ) -> None:
+        self._config, self._admission = config, admission
+        self._inbox, self._link, self._publish = inbox, link, publish
+        self._core: Scheduler | None = None
+        self._state = msg.EngineState(serving=False)
+        self._live = LiveRequests()
+        self._times = StepTimes()
+        self._sent: deque[_Sent] = deque()
+        self._epoch = 0
+        """Of the open session; 0 while there is none. A new executor instance begins again at 1."""
+        self._num_sessions = 0
+        self._drains: list[int] = []
+        """Keys of the drains to answer."""
+        self._num_aborted = 0
+        self._exit: EngineExit | None = None
+
+    async def run(self) -> EngineExit:
+        """Runs until the link has stopped for good or a bug shows; all live requests have an end then."""
+        link = asyncio.ensure_future(self._link.run())
+        self._publish(self._state)
+        try:
+            while self._exit is None:
+                self._handle(await self._inbox.get())
+                for _ in range(self._inbox.qsize()):
+                    self._handle(self._inbox.get_nowait())
+                self._send_plans()
+                self._answer_drains()
+        except Exception:
+            problem = internal_problem("the engine failed")
+            self._fail_all(problem)
+            self._exit = EngineExit(problem.description, is_failure=True)
+        finally:
+            link.cancel()
+        self._admission.has_executor = False
+        self._publish_state()
+        return self._exit
+
+    def _handle(self, item: msg.Command | LinkEvent | DrainTimeout) -> None:
+        match item:
+            case StepReport():
+                self._take_result(item)
+            case StepFailed():
+                self._take_failure(item)
+            case msg.Submit():
+                self._submit(item)
+            case msg.Abort():
+                self._abort(item)
+            case msg.LoadQuery():
+                self._publish(self._load(item.key))
+            case msg.ResetPrefixCache():
+                num_blocks = self._core.reset_prefix_cache() if self._core else 0
+                self._publish(msg.PrefixCacheReset(item.key, num_blocks))
+            case msg.Drain():
+                self._drain(item)
+            case DrainTimeout():
+                self._give_up_all()
+            case _:
+                self._handle_link(item)
+
+    # Requests
+
+    def _submit(self, command: msg.Submit) -> None:
+        request = command.request
+        problem = self._admission.refusal(self._live.num_waiting)
+        if self._live.has_id(request.request_id):
+            problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
+        if problem is None:
+            assert self._core is not None
+            try:
+                sequence_ids = self._core.add_request(request, time.monotonic())
+            except RequestRefused as error:
+                problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
+            else:
+                self._live.add(command.key, request.request_id, sequence_ids)
+                self._publish(msg.Accepted(command.key, sequence_ids))
+                return
+        self._publish(msg.Refused(command.key, problem))
+
+    def _abort(self, command: msg.Abort) -> None:
+        request = self._live.by_key(command.key)
+        if request is not None:
+            ids = request.sequence_ids
+            self._end_sequences(
+                request, ids if command.indices is None else [ids[i] for i in command.indices]
+            )
+
+    def _end_sequences(self, request: LiveRequest, sequence_ids: Iterable[int]) -> None:
+        """Ends those of a request's sequences that are live."""
+        assert self._core is not None
+        for sequence_id in sequence_ids:
+            if sequence_id in request.live:
+                self._core.abort(sequence_id)
+                ended = self._live.end_sequence(sequence_id)
+                if ended is not None:
+                    self._publish(StepBatch(time.monotonic(), ended=(ended,)))
+
+    def _fail(self, request: LiveRequest, problem: Problem) -> None:
+        """Ends a request because of a problem."""
+        assert self._core is not None
+        for sequence_id in request.live:
+            self._core.abort(sequence_id)
+        self._live.end(request)
+        self._publish(StepBatch(time.monotonic(), ended=(msg.Failed(request.key, problem),)))
+
+    def _fail_all(self, problem: Problem) -> None:
+        for request in self._live:
+            self._fail(request, problem)
+
+    # Operations
+
+    def _load(self, key: int) -> msg.LoadReply:
+        stats = self._core.stats() if self._core is not None else None
+        draining = self._admission.is_draining
+        return load_reply(key, stats, self._times.means(), epoch=self._epoch, draining=draining)
+
+    def _drain(self, command: msg.Drain) -> None:
+        self._admission.is_draining = True
+        self._publish_state()
+        self._drains.append(command.key)
+        if command.timeout_seconds is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(command.timeout_seconds, self._inbox.put_nowait, DrainTimeout())
+
+    def _give_up_all(self) -> None:
+        self._num_aborted += len(self._live)
+        for request in self._live:
+            self._end_sequences(request, request.sequence_ids)
+
+    def _answer_drains(self) -> None:
+        if self._drains and not len(self._live):
+            for key in self._drains:
+                self._publish(msg.Drained(key, self._num_aborted))
+            self._drains.clear()
+
+    def _publish_state(self, **changes: Any) -> None:
+        """Tells what the engine can do, where that has changed."""
+        state = replace(self._state, serving=self._admission.is_open, **changes)
+        if state != self._state:
+            self._state = state
+            self._publish(state)
+
+    # Steps
+
+    def _send_plans(self) -> None:
+        while self._core is not None and self._epoch:
+            began = time.monotonic()
+            plan = self._core.schedule(began)
+            if plan is None:
+                return
+            self._link.send(plan)
+            now = time.monotonic()
+            self._sent.append(_Sent(plan.step_id, now, now - began))
+            if plan.starts:
+                self._note_starts(plan.starts, now)
+
+    def _note_starts(self, starts: list[SequenceStart], now: float) -> None:
+        started = []
+        for start in starts:
+            request = self._live.start(start.sequence_id, self._num_sessions)
+            if request is not None:
+                self._admission.add_start(now)
+                started.append(msg.Started(request.key, start.num_computed_tokens))
+        if started:
+            self._publish(StepBatch(now, started=tuple(started)))
+
+    def _take_result(self, report: StepReport) -> None:
+        if self._core is None or not self._epoch:
+            return  # of a session that is being given up
+        began = time.monotonic()
+        try:
+            outputs = self._core.update(report.result, began)
+        except ResultMismatch as error:
+            step_id = self._sent[0].step_id if self._sent else 0
+            self._take_failure(StepFailed(step_id, "MISMATCH", "", str(error), ()))
+            return
+        now, sent = time.monotonic(), self._sent[0]
+        if report.result.last:
+            self._sent.popleft()
+        self._times.add(report.timing, began - sent.time, sent.schedule_seconds + now - began)
+        self._live.advance(outputs.sequence_ids.tolist())
+        self._publish_outputs(outputs, report, began)
+
+    def _publish_outputs(self, outputs: StepOutputs, report: StepReport, now: float) -> None:
+        """Tells of new tokens and of the ends they bring."""
+        ended, failed = [], []
+        for index in outputs.finishes.nonzero()[0].tolist():
+            sequence_id = int(outputs.sequence_ids[index])
+            if outputs.finishes[index] == Finish.FAILED:
+                row = int(report.result.rows[outputs.result_indices[index]])
+                failed.append((sequence_id, report.row_errors.get(row, "UNKNOWN")))
+            elif (end := self._live.end_sequence(sequence_id)) is not None:
+                ended.append(end)
+        if len(outputs.sequence_ids) or outputs.prompt_slices:
+            self._publish(StepBatch(now, tokens=_token_batch(outputs, report), ended=tuple(ended)))
+        for sequence_id, reason in failed:
+            self._fail_sequence(sequence_id, reason)
+
+    # Failures
+
+    def _take_failure(self, failed: StepFailed) -> None:
+        """A step failed: who is at fault ends, all others go on in a new session."""
+        if self._core is None or not self._epoch:
+            return
+        reason = f"{failed.field}: {failed.description}" if failed.field else failed.description
+        _log.error("step failed", step_id=failed.step_id, code=failed.code, reason=reason, rows=failed.rows)
+        for sequence_id in self._core.blame(failed.step_id, list(failed.rows)):
+            if failed.rows or self._live.add_failure(sequence_id) >= _MAX_FAILURES:
+                self._fail_sequence(sequence_id, reason)
+        self._epoch = 0
+        self._link.abandon()
+
+    def _fail_sequence(self, sequence_id: int, reason: str) -> None:
+        request = self._live.by_sequence(sequence_id)
+        if request is not None:
+            self._fail(
+                request, internal_problem("request failed", request_id=request.request_id, reason=reason)
+            )
+
+    # The link
+
+    def _handle_link(self, event: LinkEvent) -> None:
+        match event:
+            case SessionOpened():
+                self._open(event)
+            case SessionLost():
+                self._epoch = 0
+                _log.warning("executor session lost", reason=event.reason)
+            case ExecutorAway() if self._core is None:
+                self._exit = EngineExit(f"--executor: {event.reason}", is_failure=True)
+            case ExecutorAway():
+                _log.error("executor away for too long", reason=event.reason)
+                self._admission.has_executor = False
+                self._publish_state()
+                self._fail_all(Problem(Code.UNAVAILABLE, "the executor has been away for too long"))
+            case Fenced():
+                self._fail_all(Problem(Code.UNAVAILABLE, "another scheduler has taken over"))
+                self._exit = EngineExit(
+                    f"another scheduler has taken over ({event.reason})", is_failure=False
+                )
+            case LinkFailed():
+                self._fail_all(Problem(Code.UNAVAILABLE, "the executor cannot be used any more"))
+                self._exit = EngineExit(event.reason, is_failure=True)
+
+    def _open(self, event: SessionOpened) -> None:
+        """Goes on, or begins, with a new session."""
+        session, now = event.session, time.monotonic()
+        try:
+            if self._core is None:
+                self._core = Scheduler(self._config, session)
+                lost = []
+            else:
+                lost = self._core.reset(session, now)
+        except ValueError as error:
+            self._fail_all(Problem(Code.UNAVAILABLE, "the executor cannot be used any more"))
+            self._exit = EngineExit(str(error), is_failure=True)
+            return
+        for sequence_id in lost:
+            request = self._live.by_sequence(sequence_id)
+            if request is not None:
+                description = "the executor came back with too small a KV cache for this request"
+                self._fail(request, Problem(Code.RESOURCE_EXHAUSTED, description))
+        self._sent.clear()
+        self._epoch = event.epoch
+        self._num_sessions += 1
+        self._admission.has_executor = True
+        self._publish_state(
+            max_model_len=self._core.max_model_len,
+            vocab_size=session.vocab_size,
+            weights_fingerprint=event.weights_fingerprint,
+        )
+        _log.info("executor session open", epoch=event.epoch, instance=session.instance_id, **_sizes(session))
+
+
+def _sizes(session: Session) -> dict[str, int]:
+    return {
+        "num_blocks": session.num_blocks,
+        "block_size": session.block_size,
+        "max_num_seqs": session.max_num_seqs,
+        "max_model_len": session.max_model_len,
+    }
+
+
+def _token_batch(outputs: StepOutputs, report: StepReport) -> msg.TokenBatch:
+    """The columns of a result, with the log-probabilities that belong to them."""
+    logprobs = {}
+    if report.logprobs:
+        rows = report.result.rows[outputs.result_indices].tolist()
+        logprobs = {i: report.logprobs[row] for i, row in enumerate(rows) if row in report.logprobs}
+    prompts = tuple(
+        (sequence_id, report.prompt_logprobs[index].without(num_known))
+        for sequence_id, index, num_known in outputs.prompt_slices
+    )
+    return msg.TokenBatch(outputs.sequence_ids, outputs.token_ids, outputs.finishes, logprobs, prompts)

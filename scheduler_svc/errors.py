@@ -1,0 +1,88 @@
+"""What goes wrong in the API, and how each problem becomes a gRPC status. This is the only place that maps them.
+
+    ServiceError              a Problem, as messages tell it
+      InvalidRequest          INVALID_ARGUMENT, names a field
+      NotServed               UNIMPLEMENTED, names a field or method
+Anything else that a handler raises is a bug: INTERNAL with an id that is in the log, and no stack for the client.
+"""
+
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar, cast
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from scheduler_svc.messages import Code, Problem
+
+_log = structlog.get_logger()
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
+
+
+class ServiceError(Exception):
+    """A problem on its way to the client."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.description)
+        self.problem = problem
+
+
+class InvalidRequest(ServiceError):
+    """A field of the request is wrong."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(Problem(Code.INVALID_ARGUMENT, description, field))
+
+
+class NotServed(ServiceError):
+    """The request asks for what this server does not do."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(Problem(Code.UNIMPLEMENTED, "is not served yet", field))
+
+
+def internal_problem(what: str, **context: Any) -> Problem:
+    """Mints an id, logs `what` happened under it (with the exception being handled, if any), returns the problem."""
+    error_id = secrets.token_hex(8)
+    _log.error(what, error_id=error_id, exc_info=sys.exc_info()[0] is not None, **context)
+    return Problem(Code.INTERNAL, f"internal error {error_id}")
+
+
+def to_status(problem: Problem) -> grpc.Status:
+    """The gRPC status of a problem, with google.rpc details: BadRequest where a field is named, RetryInfo."""
+    field = problem.field
+    message = f"{field}: {problem.description}" if field else problem.description
+    status = status_pb2.Status(code=int(problem.code), message=message)
+    if field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem.description)
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if problem.retry_seconds > 0:
+        delay = Duration()
+        delay.FromNanoseconds(int(problem.retry_seconds * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return cast(grpc.Status, rpc_status.to_status(status))
+
+
+async def _abort(context: Any, problem: Problem) -> NoReturn:
+    status = to_status(problem)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")
+
+
+def handler(method: _Handler) -> _Handler:
+    """Makes an async servicer method end with the status of what it raises; cancellation passes."""
+
+    async def guarded(self: Any, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except ServiceError as error:
+            problem = error.problem
+        except Exception:
+            problem = internal_problem("a handler failed", method=method.__name__)
+        await _abort(context, problem)
+
+    return guarded  # type: ignore[return-value]

@@ -1,0 +1,114 @@
+"""The requests that the engine has accepted and not ended: whose sequences are whose, and what was counted."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from scheduler_svc.messages import Ended
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """An accepted request with at least one live sequence."""
+
+    key: int
+    request_id: str
+    sequence_ids: tuple[int, ...]
+    live: set[int]
+    """Those of its sequences that have not ended."""
+    is_started: bool = False
+    """Whether its first sequence was started."""
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class _LiveSequence:
+    request: LiveRequest
+    last_session: int | None = None
+    """Number of the session in which it was last started."""
+
+
+@dataclass(slots=True)
+class LiveRequests:
+    """Finds requests by key, id or sequence; forgets each with its last sequence."""
+
+    num_waiting: int = 0
+    """Requests none of whose sequences was started."""
+    _by_key: dict[int, LiveRequest] = field(default_factory=dict)
+    _ids: set[str] = field(default_factory=set)
+    _sequences: dict[int, _LiveSequence] = field(default_factory=dict)
+    _num_failures: dict[int, int] = field(default_factory=dict)
+    """By sequence: failed plans that it was part of since its last token."""
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(list(self._by_key.values()))
+
+    def has_id(self, request_id: str) -> bool:
+        """Whether a live request has this id."""
+        return request_id in self._ids
+
+    def add(self, key: int, request_id: str, sequence_ids: tuple[int, ...]) -> None:
+        """Takes in an accepted request."""
+        request = LiveRequest(key, request_id, sequence_ids, set(sequence_ids))
+        self._by_key[key] = request
+        self._ids.add(request_id)
+        self._sequences |= {sequence_id: _LiveSequence(request) for sequence_id in sequence_ids}
+        self.num_waiting += 1
+
+    def by_key(self, key: int) -> LiveRequest | None:
+        """The request of that key, if it is live."""
+        return self._by_key.get(key)
+
+    def by_sequence(self, sequence_id: int) -> LiveRequest | None:
+        """The request of a live sequence."""
+        sequence = self._sequences.get(sequence_id)
+        return sequence.request if sequence is not None else None
+
+    def start(self, sequence_id: int, session: int) -> LiveRequest | None:
+        """Notes a start in a session; returns the request where it was the first start of its first sequence."""
+        sequence = self._sequences[sequence_id]
+        request = sequence.request
+        # A start in the session of the one before comes from preemption, in another from the loss of that session.
+        request.num_preemptions += sequence.last_session == session
+        sequence.last_session = session
+        if request.is_started or sequence_id != request.sequence_ids[0]:
+            return None
+        request.is_started = True
+        self.num_waiting -= 1
+        return request
+
+    def advance(self, sequence_ids: Iterable[int]) -> None:
+        """Notes that sequences got a token."""
+        if self._num_failures:
+            for sequence_id in sequence_ids:
+                self._num_failures.pop(sequence_id, None)
+
+    def add_failure(self, sequence_id: int) -> int:
+        """Notes that a plan with this sequence failed; returns how many did since its last token."""
+        self._num_failures[sequence_id] = self._num_failures.get(sequence_id, 0) + 1
+        return self._num_failures[sequence_id]
+
+    def end_sequence(self, sequence_id: int) -> Ended | None:
+        """Forgets a sequence; returns the end of its request where it was the last."""
+        request = self._sequences.pop(sequence_id).request
+        self._num_failures.pop(sequence_id, None)
+        request.live.discard(sequence_id)
+        if request.live:
+            return None
+        self._forget(request)
+        return Ended(request.key, request.num_preemptions)
+
+    def end(self, request: LiveRequest) -> None:
+        """Forgets a request with all its sequences."""
+        for sequence_id in request.live:
+            del self._sequences[sequence_id]
+            self._num_failures.pop(sequence_id, None)
+        request.live.clear()
+        self._forget(request)
+
+    def _forget(self, request: LiveRequest) -> None:
+        del self._by_key[request.key]
+        self._ids.discard(request.request_id)
+        self.num_waiting -= not request.is_started

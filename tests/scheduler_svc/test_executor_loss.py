@@ -1,0 +1,255 @@
+"""The executor fails, goes away and comes back; another scheduler takes it."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from scheduler_harness import LIMITS, MODEL, Executor, Service, refused, run
+
+from executor_svc.plan import ErrorCode, StepFailure
+from executor_svc.runner import RunnerLimits
+from executor_svc.virtual import RunnerHooks
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+INTERNAL = grpc.StatusCode.INTERNAL
+
+
+def expected(prompt: list[int], seed: int, num_tokens: int) -> list[int]:
+    return [MODEL.token(seed, len(prompt) + i) for i in range(num_tokens)]
+
+
+def failing(*failures: StepFailure | None) -> RunnerHooks:
+    """Each step takes the next of these: it fails with it, or runs for None; all later ones run."""
+    pending: Iterator[StepFailure | None] = iter(failures)
+
+    def before_result(step_id: int) -> None:
+        failure = next(pending, None)
+        if failure is not None:
+            raise failure
+
+    return RunnerHooks(before_result=before_result)
+
+
+def start_executor(folder: Path, hooks: RunnerHooks | None = None, limits: RunnerLimits = LIMITS) -> Executor:
+    executor = Executor(f"unix:{folder}/executor", limits=limits, step_ms=1.0)
+    executor.hooks = hooks or RunnerHooks()
+    executor.start()
+    return executor
+
+
+def test_streams_go_on_where_they_were_when_the_executor_comes_back(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path, limits=replace(LIMITS, num_blocks=257))
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            calls = [
+                asyncio.ensure_future(service.generate([i, 2, 3], seed=i, max_tokens=150)) for i in range(6)
+            ]
+            for target in (60, 200):
+                await service.until(lambda load, target=target: load.num_output_tokens >= target)
+                await executor.stop()
+                await service.until(lambda load: not load.executor_healthy)
+                executor.start()
+                await service.until(lambda load: load.executor_healthy)
+            for i, answer in enumerate(await asyncio.gather(*calls)):
+                assert answer.token_ids[0] == expected([i, 2, 3], i, 150)
+                # Starting again after a loss is no preemption.
+                assert answer.completed.usage.num_preemptions == 0
+            await service.until_idle()
+
+    run(test)
+
+
+def test_requests_that_come_while_the_executor_is_away_wait_for_it(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            await executor.stop()
+            await service.until(lambda load: not load.executor_healthy)
+            call = asyncio.ensure_future(service.generate([1, 2], seed=4, max_tokens=9))
+            await service.until(lambda load: load.num_waiting_requests == 1)
+            executor.start()
+            assert (await call).token_ids[0] == expected([1, 2], 4, 9)
+
+    run(test)
+
+
+def test_an_executor_away_for_too_long_ends_what_waits_for_it_and_comes_back_to_serve(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor, executor_loss_timeout=0.3) as service:
+            await service.serving()
+            call = asyncio.ensure_future(service.generate([1], max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            await executor.stop()
+            with refused(UNAVAILABLE):
+                await call
+            with refused(UNAVAILABLE):
+                await service.generate([1])
+            assert not service.server.frontend.state.serving
+            executor.start()
+            async with asyncio.timeout(10):
+                while not service.server.frontend.state.serving:  # noqa: ASYNC110 (nobody tells of it)
+                    await asyncio.sleep(0.01)
+            assert len((await service.generate([1], max_tokens=5)).token_ids[0]) == 5
+            await service.until_idle()
+
+    run(test)
+
+
+def test_a_request_too_large_for_the_cache_that_came_back_ends(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            small = asyncio.ensure_future(service.generate([1], seed=1, max_tokens=50))
+            large = asyncio.ensure_future(service.generate([1], seed=2, max_tokens=200))
+            await service.until(lambda load: load.num_output_tokens >= 20)
+            await executor.stop()
+            executor.limits = replace(LIMITS, num_blocks=17)
+            executor.start()
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                await large
+            assert (await small).token_ids[0] == expected([1], 1, 50)
+            with refused(grpc.StatusCode.INVALID_ARGUMENT, "stop.max_tokens"):
+                await service.generate([1], max_tokens=200)
+
+    run(test)
+
+
+def test_a_failed_step_costs_nobody_anything_but_time(tmp_path: Path):
+    async def test() -> None:
+        failure = StepFailure(ErrorCode.RESOURCE_EXHAUSTED, "out of memory")
+        executor = start_executor(tmp_path, failing(None, None, failure, None, failure, failure))
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            answer = await service.generate([1, 2, 3], seed=9, max_tokens=60)
+            assert answer.token_ids[0] == expected([1, 2, 3], 9, 60)
+            assert (await service.until_idle()).executor_epoch == 4
+
+    run(test)
+
+
+def test_a_request_at_fault_ends_and_the_others_go_on(tmp_path: Path):
+    async def test() -> None:
+        # Row 0 is the first request's: it alone ends.
+        failure = StepFailure(ErrorCode.INTERNAL, "row is broken", rows=(0,))
+        executor = start_executor(tmp_path, failing(*[None] * 20, failure))
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            first = asyncio.ensure_future(service.generate([1], seed=1, max_tokens=100, n=2))
+            await service.until(lambda load: load.num_running_requests == 2)
+            others = [
+                asyncio.ensure_future(service.generate([1], seed=i, max_tokens=100)) for i in range(2, 5)
+            ]
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await first
+            assert failed.value.code() is INTERNAL
+            assert (failed.value.details() or "").startswith("internal error ")
+            for i, answer in enumerate(await asyncio.gather(*others), start=2):
+                assert answer.token_ids[0] == expected([1], i, 100)
+            await service.until_idle()
+
+    run(test)
+
+
+def test_a_request_that_fails_every_step_ends_after_three(tmp_path: Path):
+    async def test() -> None:
+        failure = StepFailure(ErrorCode.INTERNAL, "no rows known")
+        executor = start_executor(tmp_path, failing(failure, failure, failure))
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            with refused(INTERNAL):
+                await service.generate([1], max_tokens=10)
+            assert len((await service.generate([1], max_tokens=10)).token_ids[0]) == 10
+            await service.until_idle()
+
+    run(test)
+
+
+def test_a_scheduler_that_is_fenced_stops_for_good(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor) as first:
+            await first.serving()
+            call = asyncio.ensure_future(first.generate([1], max_tokens=200))
+            await first.until(lambda load: load.num_running_requests == 1)
+            async with Service(tmp_path, executor=executor, owns_executor=False, take_over=True) as second:
+                await second.serving()
+                with refused(UNAVAILABLE):
+                    await call
+                exit_ = await first.exit()
+                assert not exit_.is_failure
+                assert not first.server.frontend.state.serving
+                assert len((await second.generate([1], max_tokens=5)).token_ids[0]) == 5
+                assert (await second.load()).executor_epoch == 2
+
+    run(test)
+
+
+def test_a_second_scheduler_is_refused_and_the_first_is_not_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scheduler_svc.link._HELD_SECONDS", 0.2)
+
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor) as first:
+            await first.serving()
+            call = asyncio.ensure_future(first.generate([1], seed=2, max_tokens=200))
+            async with Service(tmp_path, executor=executor, owns_executor=False) as second:
+                exit_ = await second.exit()
+                assert exit_.is_failure
+                assert "--take-over" in exit_.reason
+                assert "\n" not in exit_.reason
+            assert (await call).token_ids[0] == expected([1], 2, 200)
+
+    run(test)
+
+
+@pytest.mark.parametrize("what", ["model_fingerprint", "weights_fingerprint"])
+def test_an_executor_with_another_model_is_told_at_once(what: str, tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            call = asyncio.ensure_future(service.generate([1], max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            await executor.stop()
+            setattr(executor, what, "another")
+            executor.start()
+            with refused(UNAVAILABLE):
+                await call
+            exit_ = await service.exit()
+            assert exit_.is_failure
+            assert what.replace("_", " ") in exit_.reason
+
+    run(test)
+
+
+def test_an_executor_that_is_never_there_is_told_after_the_timeout(tmp_path: Path):
+    async def test() -> None:
+        executor = Executor(f"unix:{tmp_path}/nobody")
+        async with Service(tmp_path, executor=executor, executor_loss_timeout=0.3) as service:
+            with refused(UNAVAILABLE):
+                await service.generate([1])
+            assert (await service.load()).num_total_blocks == 0
+            exit_ = await service.exit()
+            assert exit_.is_failure
+            assert exit_.reason.startswith(f"--executor: {executor.address}")
+
+    run(test)
+
+
+def test_a_token_limit_below_the_executors_rows_is_told_by_its_flag(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, max_num_batched_tokens=4) as service:
+            exit_ = await service.exit()
+            assert exit_.is_failure
+            assert exit_.reason.startswith("--max-num-batched-tokens")
+
+    run(test)

@@ -1,0 +1,185 @@
+"""Load, drain, health, reflection; and what is in the process."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from scheduler_harness import Executor, Service, refused, run
+
+from nanoserve.v1 import admin_pb2
+from nanoserve.v1 import inference_pb2 as pb
+
+SERVICES = ["nanoserve.v1.InferenceService", "nanoserve.v1.AdminService"]
+STATUS = health_pb2.HealthCheckResponse
+
+
+async def statuses(service: Service) -> set[int]:
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        requests = [health_pb2.HealthCheckRequest(service=name) for name in ("", *SERVICES)]
+        return {(await stub.Check(request)).status for request in requests}
+
+
+def test_health_is_serving_from_the_first_session_until_the_drain(tmp_path: Path):
+    async def test() -> None:
+        executor = Executor(f"unix:{tmp_path}/ex")
+        async with Service(tmp_path, executor=executor) as service:
+            assert await statuses(service) == {STATUS.NOT_SERVING}
+            executor.start()
+            await service.serving()
+            assert await statuses(service) == {STATUS.SERVING}
+            await service.admin.Drain(admin_pb2.DrainRequest())
+            assert await statuses(service) == {STATUS.NOT_SERVING}
+
+    run(test)
+
+
+def test_reflection_lists_the_services(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service, grpc.aio.insecure_channel(service.address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            async for response in stub.ServerReflectionInfo(iter([request])):
+                names = {entry.name for entry in response.list_services_response.service}
+                assert names >= {*SERVICES, "grpc.health.v1.Health"}
+
+    run(test)
+
+
+def test_a_drain_refuses_new_requests_and_waits_for_running_ones(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            running = asyncio.ensure_future(service.generate([1], max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            draining = asyncio.ensure_future(service.admin.Drain(admin_pb2.DrainRequest()).__await__())
+            await service.until(lambda load: load.draining)
+            with refused(grpc.StatusCode.UNAVAILABLE):
+                await service.generate([1])
+            assert (await draining).num_aborted_requests == 0
+            assert len((await running).token_ids[0]) == 200
+
+    run(test)
+
+
+def test_a_drain_whose_time_is_up_ends_what_is_left(tmp_path: Path):
+    async def test() -> None:
+        executor = Executor(f"unix:{tmp_path}/ex", step_ms=20)
+        executor.start()
+        async with Service(tmp_path, executor=executor) as service:
+            await service.serving()
+            calls = [asyncio.ensure_future(service.generate([i], max_tokens=200)) for i in range(12)]
+            await service.until(lambda load: load.num_running_requests + load.num_waiting_requests == 12)
+            drained = await service.admin.Drain(admin_pb2.DrainRequest(timeout_seconds=0.2))
+            assert drained.num_aborted_requests == 12
+            for answer in await asyncio.gather(*calls):
+                assert answer.finished[0].finish_reason == pb.FINISH_REASON_ABORTED
+                assert answer.completed.usage.num_output_tokens == len(answer.token_ids.get(0, []))
+            await service.until_idle()
+
+    run(test)
+
+
+def test_the_load_is_streamed_at_the_interval_asked_for(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            call = service.admin.WatchLoad(admin_pb2.WatchLoadRequest(interval_seconds=0.05))
+            assert not (await call.read()).load.HasField("step_stats")
+            await service.generate([1], max_tokens=3)
+            while not (await call.read()).load.num_steps:
+                pass
+            load = (await call.read()).load
+            assert load.step_stats.device_ms > 0
+            assert load.step_stats.schedule_ms > 0
+            call.cancel()
+
+    run(test)
+
+
+def test_a_server_that_stops_ends_the_calls_that_wait(tmp_path: Path):
+    async def test() -> None:
+        service = Service(tmp_path, executor=Executor(f"unix:{tmp_path}/ex", step_ms=50))
+        service.executor.start()
+        async with service:
+            await service.serving()
+            watch = service.admin.WatchLoad(admin_pb2.WatchLoadRequest(interval_seconds=3600))
+            await watch.read()
+            call = asyncio.ensure_future(service.generate([1], max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            drain = service.admin.Drain(admin_pb2.DrainRequest())
+            await service.until(lambda load: load.draining)
+            service.server.frontend.close()
+            for waiting in (watch.read(), drain, service.load()):
+                with refused(grpc.StatusCode.UNAVAILABLE):
+                    await waiting
+            call.cancel()
+
+    run(test)
+
+
+def test_a_disabled_prefix_cache_finds_nothing(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, enable_prefix_caching=False) as service:
+            await service.serving()
+            for _ in range(2):
+                answer = await service.generate([1] * 40, max_tokens=2)
+                assert answer.started.num_cached_tokens == 0
+            load = await service.until_idle()
+            assert load.num_cached_blocks == 0
+
+    run(test)
+
+
+def test_without_chunks_a_prompt_larger_than_a_step_is_refused(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, enable_chunked_prefill=False) as service:
+            await service.serving()
+            with refused(grpc.StatusCode.INVALID_ARGUMENT, "prompt"):
+                await service.generate([1] * 40, max_tokens=2)
+            await service.generate([1] * 20, max_tokens=2)
+
+    run(test)
+
+
+def test_no_torch_in_the_process():
+    code = (
+        "import sys, scheduler_svc.__main__ as main\n"
+        "from nanoserve.checkpoint import demo_checkpoint\n"
+        "from scheduler_svc.config import SchedulerConfig\n"
+        "from scheduler_svc.model import load_model\n"
+        "import asyncio\n"
+        "async def make(): main.SchedulerServer(SchedulerConfig(), load_model(demo_checkpoint(), 'demo'))\n"
+        "asyncio.run(make())\n"
+        "heavy = {'torch', 'transformers', 'safetensors', 'executor_svc'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("address", ["unix:/no/such/folder/socket", "unix:/dev/null", "256.0.0.1:99"])
+def test_an_address_that_cannot_be_had_is_told_by_its_flag(address: str, tmp_path: Path):
+    async def test() -> None:
+        with pytest.raises(ValueError, match="--listen"):
+            async with Service(tmp_path, listen=address, insecure=True):
+                pass
+
+    run(test)
+
+
+def test_a_living_servers_socket_is_left_alone(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            with pytest.raises(ValueError, match="in use"):
+                async with Service(tmp_path, executor=service.executor, listen=service.address):
+                    pass
+            await service.serving()
+            await service.generate([1], max_tokens=1)
+
+    run(test)

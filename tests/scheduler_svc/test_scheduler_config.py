@@ -1,0 +1,81 @@
+"""The scheduler's command line."""
+
+import pytest
+
+from scheduler_svc.config import SchedulerConfig, parse_config
+
+
+def test_without_flags_the_defaults_hold():
+    assert parse_config([]) == SchedulerConfig()
+
+
+def test_every_flag_sets_its_field():
+    config = parse_config(
+        [
+            "--model=/m",
+            "--listen=unix:/s",
+            "--executor=host:1",
+            "--served-model-name=name",
+            "--batching=continuous",
+            "--max-num-batched-tokens=99",
+            "--pipeline-depth=3",
+            "--max-queue-size=7",
+            "--no-enable-prefix-caching",
+            "--no-enable-chunked-prefill",
+            "--executor-loss-timeout=1.5",
+            "--drain-timeout=0",
+            "--take-over",
+            "--insecure",
+            "--log-level=debug",
+        ]
+    )
+    assert config == SchedulerConfig(
+        "/m",
+        "unix:/s",
+        "host:1",
+        "name",
+        "continuous",
+        99,
+        3,
+        7,
+        enable_prefix_caching=False,
+        enable_chunked_prefill=False,
+        executor_loss_timeout=1.5,
+        drain_timeout=0.0,
+        take_over=True,
+        insecure=True,
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--batching=static", "--batching: 'static' is not served yet"),
+        ("--api-workers=2", "--api-workers"),
+        ("--listen=8080", "--listen"),
+        ("--listen=0.0.0.0:1", "--insecure"),
+        ("--listen=192.168.1.1:1", "--insecure"),
+        ("--executor=x", "--executor"),
+        ("--pipeline-depth=0", "--pipeline-depth"),
+        ("--pipeline-depth=two", "--pipeline-depth"),
+        ("--max-queue-size=0", "--max-queue-size"),
+        ("--max-num-batched-tokens=0", "--max-num-batched-tokens"),
+        ("--executor-loss-timeout=nan", "--executor-loss-timeout"),
+        ("--drain-timeout=-1", "--drain-timeout"),
+        ("--log-level=loud", "--log-level"),
+        ("--model=", "--model"),
+        ("--served-model-name=", "--served-model-name"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_line(argument: str, named: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        parse_config([argument])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize("listen", ["localhost:1", "127.0.0.2:1", "[::1]:1", "unix:/s"])
+def test_loopback_needs_no_word_of_consent(listen: str):
+    assert SchedulerConfig(listen=listen).listen == listen

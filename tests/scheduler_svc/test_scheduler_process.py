@@ -1,0 +1,159 @@
+"""The scheduler as a process, beside a virtual executor as another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from scheduler_harness import generate_request
+
+from executor_svc.virtual import virtual_token
+from nanoserve.checkpoint import demo_checkpoint
+from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
+
+pytestmark = pytest.mark.e2e
+_WAIT_SECONDS = 30
+
+
+class Process:
+    """A service whose log lines are read as they come."""
+
+    def __init__(self, module: str, *flags: str) -> None:
+        environment = os.environ | {"GRPC_VERBOSITY": "NONE"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *flags], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self.lines.append(line.strip())
+                self._more.notify_all()
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The log line of that event, waited for."""
+
+        def find() -> dict[str, Any] | None:
+            events = [json.loads(line) for line in self.lines if line.startswith("{")]
+            return next((event for event in events if event["event"] == name), None)
+
+        with self._more:
+            assert self._more.wait_for(lambda: find() is not None, _WAIT_SECONDS), (name, self.lines)
+            found = find()
+            assert found is not None
+            return found
+
+    def end(self, number: int | None = None) -> int:
+        """Sends a signal, if one is given, and returns the exit status."""
+        if number is not None:
+            self.process.send_signal(number)
+        status = self.process.wait(_WAIT_SECONDS)
+        self._reader.join(_WAIT_SECONDS)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+@contextmanager
+def running(module: str, *flags: str) -> Iterator[Process]:
+    process = Process(module, *flags)
+    try:
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+def virtual_executor(folder: Path, *flags: str) -> Any:
+    return running("executor_svc", "--virtual", f"--listen=unix:{folder}/executor", *flags)
+
+
+def scheduler(folder: Path, *flags: str) -> Any:
+    return running("scheduler_svc", "--listen=127.0.0.1:0", f"--executor=unix:{folder}/executor", *flags)
+
+
+def start_stream(address: str, num_tokens: int) -> tuple[grpc.Channel, Any]:
+    channel = grpc.insecure_channel(address)
+    request = generate_request([1, 2, 3], seed=11, max_tokens=num_tokens)
+    return channel, InferenceServiceStub(channel).Generate(request, timeout=_WAIT_SECONDS)
+
+
+def expected(num_tokens: int) -> list[int]:
+    return [virtual_token(11, 3 + i, 768) for i in range(num_tokens)]
+
+
+def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path):
+    with virtual_executor(tmp_path), scheduler(tmp_path) as server:
+        address = server.event("listening")["address"]
+        assert not address.endswith(":0")
+        channel, call = start_stream(address, 300)
+        with channel:
+            assert next(call).WhichOneof("event") == "started"
+            server.process.send_signal(signal.SIGTERM)
+            assert [i for message in call for i in message.delta.token_ids] == expected(300)
+        assert server.end() == 0
+        line = server.event("request")
+        assert (line["num_prompt_tokens"], line["num_output_tokens"]) == (3, 300)
+        assert line["finish_reasons"] == ["length"]
+        assert line["total_seconds"] >= line["first_token_seconds"] >= line["queue_seconds"] > 0
+
+
+def test_sigterm_gives_up_what_takes_too_long(tmp_path: Path):
+    with (
+        virtual_executor(tmp_path, "--virtual-step-ms=20"),
+        scheduler(tmp_path, "--drain-timeout=0.2") as server,
+    ):
+        channel, call = start_stream(server.event("listening")["address"], 2000)
+        with channel:
+            next(call)
+            server.process.send_signal(signal.SIGTERM)
+            messages = list(call)
+        assert messages[-1].WhichOneof("event") == "completed"
+        assert server.end() == 0
+        assert server.event("request")["finish_reasons"] == ["aborted"]
+
+
+def test_a_killed_executor_costs_a_pause_and_no_token(tmp_path: Path):
+    with scheduler(tmp_path) as server:
+        with virtual_executor(tmp_path) as executor:
+            channel, call = start_stream(server.event("listening")["address"], 1500)
+            token_ids: list[int] = []
+            while len(token_ids) < 100:
+                token_ids += next(call).delta.token_ids
+            executor.end(signal.SIGKILL)
+        with virtual_executor(tmp_path), channel:
+            token_ids += [i for message in call for i in message.delta.token_ids]
+        assert token_ids == expected(1500)
+        assert server.end(signal.SIGINT) == 0
+
+
+def test_an_executor_that_cannot_be_reached_is_one_line_and_a_failure(tmp_path: Path):
+    with scheduler(tmp_path, "--executor-loss-timeout=0.2") as server:
+        assert server.end() == 1
+        (line,) = server.lines
+        assert line.startswith("nanoserve-scheduler: error: --executor: ")
+
+
+def test_another_model_at_the_executor_is_one_line_and_a_failure(tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in demo_checkpoint().iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "generation_config.json").write_text("{}")
+    with virtual_executor(tmp_path), scheduler(tmp_path, f"--model={folder}") as server:
+        assert server.end() == 1
+        (line,) = server.lines
+        assert "model fingerprint" in line
