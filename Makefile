@@ -3,6 +3,7 @@ PYTHON ?= python3
 # Where pip looks for torch's CPU builds; empty takes what pip is configured for.
 # A CPU-only machine on the public internet sets TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+BUF := 1.75.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -31,6 +32,8 @@ lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@$(BUF) lint; \
+	  else echo "buf lint skipped: npx is not installed"; fi
 
 protos: $(INSTALLED)  ## Generate the Python stubs beside the .proto files
 	$(BIN)/python protos/generate.py

@@ -184,9 +184,7 @@ async def run(address: str) -> bool:
     return report(asked, answers, seconds, load)
 
 
-def report(
-    asked: Sequence[Question], answers: Sequence[Answer], seconds: float, load: Load
-) -> bool:
+def report(asked: Sequence[Question], answers: Sequence[Answer], seconds: float, load: Load) -> bool:
     """Prints the table; says whether every answer is right and nothing is held."""
     print("\n #   prompt  cached  output  TTFT ms  total ms  answer")
     wrong = []
@@ -203,9 +201,7 @@ def report(
     num_tokens = sum(answer.completion.usage.num_output_tokens for answer in answers)
     hit_rate = load.num_prefix_hit_tokens / max(1, load.num_prefix_query_tokens)
     ttft = sorted(answer.first_token_seconds * 1e3 for answer in answers)
-    print(
-        f"\noutput        {num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens/s"
-    )
+    print(f"\noutput        {num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.0f} tokens/s")
     print(f"TTFT          median {ttft[len(ttft) // 2]:.1f} ms, longest {ttft[-1]:.1f} ms")
     print(f"prefix cache  {hit_rate:.0%} of {load.num_prefix_query_tokens} prompt tokens were hits")
     print(

@@ -40,7 +40,9 @@ def make_cases(seed: int) -> list[Case]:
     cases = []
     for index in range(NUM_REQUESTS):
         turn = make_turn(TASKS[index % len(TASKS)], draw, held_out=True)
-        system = [{"role": "system", "content": HELD_OUT_SYSTEM[index % 2][:500]}] if draw.random() < 0.5 else []
+        system = (
+            [{"role": "system", "content": HELD_OUT_SYSTEM[index % 2][:500]}] if draw.random() < 0.5 else []
+        )
         cases.append(
             Case(
                 messages=(*system, {"role": "user", "content": turn.prompt}),
