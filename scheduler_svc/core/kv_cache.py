@@ -36,15 +36,14 @@ class KVCache:
 
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
-        num_idle_hits = sum(self.pool.num_holders(entry.block) == 0 for entry in hits)
+        num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
         num_blocks = max(self.blocks_for(num_tokens), self._reserved_blocks)
         return num_blocks - len(hits) <= self.pool.num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
         """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""
-        for entry in hits:
-            self.pool.hold(entry.block)
         sequence.block_table = [entry.block for entry in hits]
+        self.pool.hold(sequence.block_table)
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
         sequence.last_entry = hits[-1] if hits else None
         num_blocks = max(self.blocks_for(len(sequence.token_ids)), self._reserved_blocks)
