@@ -6,7 +6,7 @@ more); block 0 is none of them and is never given out. So at all times, with N b
     N - 1 = num_free + num_cached + num_held          a shared block counted once
 
 Cached blocks are given out when no free one is left, least recently released first. A sequence releases its deepest
-block first, so a prefix is always evicted from its end.
+block first, so a prefix is evicted from its end.
 """
 
 from collections import OrderedDict, deque

@@ -26,6 +26,10 @@ class KVCache:
         """How many blocks hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
+    def blocks_to_open(self, num_tokens: int) -> int:
+        """How many blocks a sequence that knows this many tokens has when it starts."""
+        return max(self.blocks_for(num_tokens), self._reserved_blocks)
+
     def find_hits(self, sequence: Sequence) -> list[CacheEntry]:
         """Entries for a prefix of a waiting sequence: all but its last token at the most, which must be computed."""
         if not self._enable_prefix_caching or sequence.owes_prompt_logprobs:
@@ -37,8 +41,7 @@ class KVCache:
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
         num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
-        num_blocks = max(self.blocks_for(num_tokens), self._reserved_blocks)
-        return num_blocks - len(hits) <= self.pool.num_available - num_idle_hits
+        return self.blocks_to_open(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
         """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""
@@ -46,8 +49,7 @@ class KVCache:
         self.pool.hold(sequence.block_table)
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
         sequence.last_entry = hits[-1] if hits else None
-        num_blocks = max(self.blocks_for(len(sequence.token_ids)), self._reserved_blocks)
-        self.grow(sequence, num_blocks - len(hits))
+        self.grow(sequence, self.blocks_to_open(len(sequence.token_ids)) - len(hits))
 
     def grow(self, sequence: Sequence, num_blocks: int) -> list[int]:
         """Appends new blocks to a sequence's table; returns them. There is room."""

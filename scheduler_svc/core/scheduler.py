@@ -44,7 +44,7 @@ from scheduler_svc.core.step import (
 from scheduler_svc.core.waiting import WaitingQueue
 
 # A plan is at most 2 MiB; this leaves room for what does not grow with the tokens of its starts.
-_MAX_START_BYTES = 3 * 512 * 1024
+_MAX_START_BYTES = (2048 - 128) * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,7 @@ class Scheduler:
         return (now / aging if aging else 0.0) - request.priority
 
     def _check(self, request: Request) -> None:
+        """RequestRefused where the request could not be served even alone."""
         num_prompt_tokens, limit = len(request.prompt_token_ids), self.max_model_len
         if not 1 <= num_prompt_tokens < limit:
             raise RequestRefused("prompt", f"has {num_prompt_tokens} tokens, must have 1 to {limit - 1}")
@@ -160,6 +161,14 @@ class Scheduler:
                 f"may come to {longest} tokens in one step without chunked prefill,"
                 f" must be at most {self._max_num_batched_tokens}",
             )
+        if self._start_bytes(request, longest) > _MAX_START_BYTES:
+            raise RequestRefused("prompt", f"may come to {longest} tokens, too many for one message")
+
+    def _start_bytes(self, request: Request, num_tokens: int) -> int:
+        """Bound of the size of a start with so many tokens: them, their block table, end tokens, biases, the rest."""
+        num_ints = num_tokens + self._cache.blocks_to_open(num_tokens)
+        num_ints += len(request.end_token_ids) + 3 * len(request.sampling.logit_bias)
+        return 4 * num_ints + 256
 
     # Planning
 
@@ -279,13 +288,11 @@ class Scheduler:
                 return
             if not self._policy.may_start(self._num_on_rows):
                 return
-            if (
-                self._is_blocked(sequence)
-                or draft.num_start_bytes + _start_bytes(sequence) > _MAX_START_BYTES
-            ):
+            num_known = len(sequence.token_ids)
+            num_bytes = draft.num_start_bytes + self._start_bytes(sequence.request, num_known)
+            if self._is_blocked(sequence) or num_bytes > _MAX_START_BYTES:
                 return
             hits = self._cache.find_hits(sequence)
-            num_known = len(sequence.token_ids)
             num_left = num_known - len(hits) * self._session.block_size
             budget = self._max_num_batched_tokens - draft.num_tokens
             if not self._config.enable_chunked_prefill and num_left > budget:
@@ -295,6 +302,7 @@ class Scheduler:
                 self._blocked = (sequence.sequence_id, self._cache.pool.num_available)
                 return
             self._waiting.pop()
+            draft.num_start_bytes = num_bytes
             self._start(draft, sequence, hits)
             self._plan_chunk(draft, sequence)
 
@@ -308,7 +316,6 @@ class Scheduler:
         self._cache.open(sequence, hits)
         self._rows.start(sequence, self._next_incarnation, num_hit_tokens)
         self._next_incarnation += 1
-        draft.num_start_bytes += _start_bytes(sequence)
         draft.starts.append(SequenceStart.of(sequence, num_hit_tokens))
         sequence.was_started = True
         self._counters.num_prefix_query_tokens += len(sequence.token_ids)
@@ -328,13 +335,15 @@ class Scheduler:
             raise ResultMismatch(
                 f"step {result.step_id}.{result.sub_step} is not what the oldest plan asks for"
             )
+        # Before any sequence ends by this very result.
+        prompt_slices = self._judge_prompts(planned, result)
         rows, incarnations = planned.sampling_rows(result.sub_step)
         live = self._rows.incarnation[rows] == incarnations
         outputs = self._confirm(np.flatnonzero(live), rows[live], result)
         if not live.all():
             departed = np.flatnonzero(~live)
             outputs = outputs.joined(self._confirm_departed(departed, incarnations[departed], result))
-        outputs.prompt_slices.extend(self._judge_prompts(planned, result))
+        outputs.prompt_slices.extend(prompt_slices)
         self._next_sub_step += 1
         if result.last:
             self._close_step(planned)
@@ -361,6 +370,9 @@ class Scheduler:
         for row in good[num_computed % block_size == 0]:
             tokens = table.token_bytes(row, int(table.num_known[row]) - 1)
             self._cache.register(table.at(row), tokens, confirmed=True)
+        for row in rows[finishes == Finish.FAILED]:
+            # What made its logits worthless may be in the blocks that it read or wrote.
+            self._cache.drop(table.at(row).block_table)
         for row in rows[finishes != Finish.NONE]:
             self._end(table.at(row))
         if not self._config.enable_kv_cache:
@@ -494,13 +506,17 @@ class Scheduler:
             self._cache.drop(self._cache.prefixes.provisional_blocks())
         else:
             self._cache = self._new_cache()
-        lost = [sequence for sequence in self._live.values() if sequence.max_len > self.max_model_len]
-        for sequence in lost:
-            del self._live[sequence.sequence_id]
-        for sequence in self._live.values():
+        lost = []
+        for sequence in list(self._live.values()):
+            try:
+                self._check(sequence.request)
+            except RequestRefused:
+                del self._live[sequence.sequence_id]
+                lost.append(sequence.sequence_id)
+                continue
             sequence.last_step = 0
             self._waiting.push(sequence)
-        return [sequence.sequence_id for sequence in lost]
+        return lost
 
     def _open(self, session: Session) -> None:
         """Sets up everything that lasts as long as a session."""
@@ -562,10 +578,3 @@ class Scheduler:
             num_late_tokens=counters.num_late_tokens,
             num_padded_tokens=counters.num_padded_tokens,
         )
-
-
-def _start_bytes(sequence: Sequence) -> int:
-    """Bound of a start's size on the wire: tokens, block table, end tokens, biases, and the rest."""
-    request = sequence.request
-    num_ints = 2 * len(sequence.token_ids) + len(request.end_token_ids) + 3 * len(request.sampling.logit_bias)
-    return 4 * num_ints + 256

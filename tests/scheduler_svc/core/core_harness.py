@@ -4,7 +4,7 @@ The executor applies each plan when it is made, as a real one would in order; th
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     finish: Finish = Finish.NONE
     prompt_positions: list[int] = field(default_factory=list)
+    """Prompt positions judged, in the order in which they came."""
 
     def expected(self) -> tuple[list[int], Finish]:
         """The tokens and the end that the sequence gets when nothing else runs."""
@@ -59,6 +60,11 @@ class Answer:
             if tokens[-1] in self.request.end_token_ids:
                 return tokens, Finish.STOP
         return tokens, Finish.LENGTH
+
+    def expected_prompt_positions(self) -> list[int]:
+        """All but the first, once, where they were asked for; output 0 has them for all."""
+        wanted = self.request.sampling.prompt_logprobs is not None and self.index == 0
+        return list(range(1, len(self.request.prompt_token_ids))) if wanted else []
 
 
 class Harness:
@@ -115,16 +121,27 @@ class Harness:
                 self.under_way.append(to_result(plan.step_id, sub_step, last, output))
         return plan
 
-    def deliver(self) -> StepOutputs:
-        """Hands the oldest result under way to the core."""
-        outputs = self.core.update(self.under_way.popleft(), self.now)
+    def deliver(self, failed_row: int | None = None) -> StepOutputs:
+        """Hands the oldest result under way to the core, with one row (by its place in it) failed where asked."""
+        result = self.under_way.popleft()
+        if failed_row is not None and len(result.rows):
+            failed = np.arange(len(result.rows)) == failed_row % len(result.rows)
+            result = replace(
+                result, failed=failed, token_ids=np.where(failed, np.int32(-1), result.token_ids)
+            )
+        outputs = self.core.update(result, self.now)
+        for sequence_id, index, skip in outputs.prompt_slices:
+            piece = result.prompt_slices[index]
+            positions = range(piece.first_position + skip, piece.first_position + piece.num_positions)
+            self.answers[sequence_id].prompt_positions += positions
         for sequence_id, token, finish in zip(
             outputs.sequence_ids, outputs.token_ids, outputs.finishes, strict=True
         ):
             answer = self.answers[int(sequence_id)]
             assert answer.finish is Finish.NONE, "nothing comes after the end"
-            answer.tokens.append(int(token))
             answer.finish = Finish(finish)
+            if answer.finish is not Finish.FAILED:
+                answer.tokens.append(int(token))
         return outputs
 
     def lose_session(self, **session_changes) -> None:
@@ -151,10 +168,13 @@ class Harness:
         """Every sequence that was not aborted has ended, with the tokens it gets when alone; nothing is held."""
         for answer in self.answers.values():
             tokens, finish = answer.expected()
-            if answer.finish is Finish.NO_ROOM:
+            expected_positions = answer.expected_prompt_positions()
+            if answer.finish in (Finish.NO_ROOM, Finish.FAILED):
                 assert answer.tokens == tokens[: len(answer.tokens)]
+                assert answer.prompt_positions == expected_positions[: len(answer.prompt_positions)]
             else:
                 assert (answer.tokens, answer.finish) == (tokens, finish)
+                assert answer.prompt_positions == expected_positions
         stats = self.core.stats()
         assert (stats.num_held_blocks, stats.num_running, stats.num_waiting) == (0, 0, 0)
 
