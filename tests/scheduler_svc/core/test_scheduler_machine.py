@@ -123,11 +123,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def every_block_is_accounted_for(self) -> None:
         stats, core = self.harness.core.stats(), self.harness.core
-        tables = [sequence.block_table for sequence in core._rows.running()]
+        tables = [sequence.block_table for sequence in core._state.rows.running()]
         held = Counter(block for table in tables for block in table)
         assert all(len(set(table)) == len(table) for table in tables)
         assert stats.num_held_blocks == len(held)
-        assert all(core._cache.pool.num_holders(block) == count for block, count in held.items())
+        assert all(core._state.cache.pool.num_holders(block) == count for block, count in held.items())
         total = stats.num_free_blocks + stats.num_cached_blocks + stats.num_held_blocks
         assert total == stats.num_total_blocks
 
