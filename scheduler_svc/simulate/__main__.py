@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from typing import Any
 from nanoserve.checkpoint import CheckpointError, find_checkpoint
 from scheduler_svc.simulate.calibrate import calibrate, read_step_log
 from scheduler_svc.simulate.config import SimulateConfig, parse_config
-from scheduler_svc.simulate.device import VirtualDevice
-from scheduler_svc.simulate.plans import to_limits
-from scheduler_svc.simulate.profile import ExecutorProfile, read_profile, write_profile
+from scheduler_svc.simulate.profile import read_profile, write_profile
 from scheduler_svc.simulate.public_traces import Encode, read_text, read_trace
 from scheduler_svc.simulate.report import figures, table
-from scheduler_svc.simulate.simulator import Simulation, Simulator
+from scheduler_svc.simulate.run import simulate
+from scheduler_svc.simulate.simulator import Simulation
 from scheduler_svc.simulate.trace import Trace
-from scheduler_svc.simulate.workload import make_workload, with_rate
 from scheduler_svc.tokenizer import load_tokenizer
 
 
@@ -39,22 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nanoserve simulate: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
-
-
-def simulate(config: SimulateConfig, trace: Trace, profile: ExecutorProfile) -> Simulation:
-    """Plays a trace against a profile. ValueError, naming the flag, where they do not fit."""
-    requests = with_rate(trace, config.rate, config.seed)
-    session = config.session(profile, vocab_size=2)
-    core = config.core(session)
-    longest = min(session.max_model_len, (session.num_blocks - 1) * session.block_size + 1)
-    slack = 0 if config.ignore_eos else config.pipeline_depth
-    workload = make_workload(requests, config.seed, longest, slack)
-    session = replace(session, vocab_size=workload.model.vocab_size)
-    device = VirtualDevice(to_limits(session), profile.cost, workload.model)
-    latency_ms = config.boundary_latency_ms
-    latency_ms = profile.boundary_latency_ms if latency_ms is None else latency_ms
-    simulator = Simulator(core, session, device, boundary_latency_ns=round(latency_ms * 1e6))
-    return simulator.run(workload.arrivals)
 
 
 def _simulate(config: SimulateConfig) -> None:
@@ -89,7 +71,7 @@ def _print_notes(trace: Trace, simulation: Simulation) -> None:
 
 
 def _calibrate(step_log: Path, config: SimulateConfig) -> None:
-    result = calibrate(read_step_log(str(step_log), read_text(step_log).splitlines()))
+    result = calibrate(read_step_log(str(step_log), read_text(step_log).split("\n")))
     profile = result.profile(f"calibrated from {step_log.name}")
     write_profile(config.executor_profile, profile)
     report: dict[str, Any] = asdict(result)

@@ -20,6 +20,11 @@ _DEFAULT_SIZES = {
     "max_model_len": 4096,
     "max_num_batched_tokens": 8192,
 }
+_TRACE_HELP = (
+    "what arrives when; natively JSON lines of arrival_seconds, num_prompt_tokens or prompt_token_ids, num_output_tokens,"
+    " and if wanted prefix_id with num_prefix_tokens, priority"
+)
+_PROFILE_HELP = "JSON: fixed_ms, token_us, kv_token_ns, and if wanted boundary_latency_ms and the sizes below"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--trace", type=Path, metavar="F", help="what arrives when, see --trace-format")
+    parser.add_argument("--trace", type=Path, metavar="F", help=_TRACE_HELP)
     parser.add_argument(
         "--trace-format",
         choices=FORMATS,
@@ -136,9 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_executor(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("executor", "sizes default to the profile's, then to those shown")
-    group.add_argument(
-        "--executor-profile", type=Path, required=True, metavar="F", help="JSON: what a step costs"
-    )
+    group.add_argument("--executor-profile", type=Path, required=True, metavar="F", help=_PROFILE_HELP)
     group.add_argument(
         "--boundary-latency-ms", type=float, metavar="X", help="each way (default: the profile's)"
     )

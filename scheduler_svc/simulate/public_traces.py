@@ -34,11 +34,11 @@ def read_trace(
     text = read_text(path)
     match trace_format or guess_format(text):
         case "azure":
-            trace = read_azure(str(path), text.splitlines(), limit)
+            trace = read_azure(str(path), text.split("\n"), limit)
         case "sharegpt":
             trace = read_sharegpt(str(path), text, limit, encode)
         case _:
-            trace = read_jsonl(str(path), text.splitlines(), limit)
+            trace = read_jsonl(str(path), text.split("\n"), limit)
     if not trace.requests:
         raise TraceError(f"{path}: has no request")
     return trace
