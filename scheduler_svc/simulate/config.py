@@ -21,8 +21,8 @@ _DEFAULT_SIZES = {
     "max_num_batched_tokens": 8192,
 }
 _TRACE_HELP = (
-    "what arrives when; natively JSON lines of arrival_seconds, num_prompt_tokens or prompt_token_ids, num_output_tokens,"
-    " and if wanted prefix_id with num_prefix_tokens, priority"
+    "what arrives when; natively JSON lines of arrival_seconds, num_prompt_tokens or prompt_token_ids,"
+    " num_output_tokens, and if wanted prefix_id with num_prefix_tokens, priority"
 )
 _PROFILE_HELP = "JSON: fixed_ms, token_us, kv_token_ns, and if wanted boundary_latency_ms and the sizes below"
 
