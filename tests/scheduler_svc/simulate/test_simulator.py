@@ -44,6 +44,10 @@ def test_one_request_at_depth_1_takes_a_round_trip_a_step() -> None:
     assert values["tpot_ms"] == pytest.approx([(ends[-1] - first) / MS / (output - 1)], rel=1e-12)
     assert values["itl_ms"] == pytest.approx(np.diff(ends) / MS, rel=1e-9)
     assert values["latency_ms"] == pytest.approx([ends[-1] / MS], rel=1e-12)
+    report = figures(simulation)
+    assert report["device_idle_share"] == pytest.approx(2 * latency * output / ends[-1])
+    assert report["output_tokens_per_second"] == pytest.approx(output / ends[-1] * 1e9)
+    assert (report["mean_running"], report["mean_waiting"], report["no_request_share"]) == (1, 0, 0)
 
 
 def test_one_request_at_depth_2_never_waits_for_the_boundary_after_its_first_step() -> None:
@@ -136,8 +140,11 @@ def test_every_request_gets_its_own_tokens_and_littles_law_holds(
     # The area under the number in the system, measured at the core, is the sum of the times in the system.
     times_in_system = simulation.token_ns[ends - 1] - simulation.arrival_ns
     assert simulation.occupancy.running_ns + simulation.occupancy.waiting_ns == times_in_system.sum()
-    for tokens in np.split(simulation.token_ns, ends[:-1]):
-        assert (np.diff(tokens) > 0).all()
+    gaps = [np.diff(tokens) for tokens in np.split(simulation.token_ns, ends[:-1])]
+    assert all((gap > 0).all() for gap in gaps)
+    values = latencies(simulation)
+    assert values["itl_ms"] == pytest.approx(np.concatenate(gaps) / MS, rel=1e-6)
+    assert values["tpot_ms"] == pytest.approx([gap.mean() / MS for gap in gaps if len(gap)], rel=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
