@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from executor_svc.plan import Prefill, RowSampling, StartRow, SubStepOutput
-from executor_svc.plan import StepPlan as ExecutorPlan
-from executor_svc.runner import RunnerLimits
 from executor_svc.virtual import VirtualExecutor, virtual_token
 from scheduler_svc.core.request import Finish, Request, sequence_seed
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
-from scheduler_svc.core.step import PromptSlice, Session, StepOutputs, StepPlan, StepResult
+from scheduler_svc.core.step import Session, StepOutputs, StepPlan, StepResult
+from scheduler_svc.simulate.plans import to_executor, to_limits, to_result
 
 VOCAB_SIZE = 13
 INSTANCE = "an instance"
@@ -81,18 +79,7 @@ class Harness:
         self.now = 0.0
 
     def _new_executor(self) -> VirtualExecutor:
-        session = self.session
-        limits = RunnerLimits(
-            num_blocks=session.num_blocks,
-            block_size=session.block_size,
-            max_num_seqs=session.max_num_seqs,
-            max_model_len=session.max_model_len,
-            max_num_batched_tokens=session.max_num_batched_tokens,
-            max_num_decode_steps=session.max_num_decode_steps,
-            max_plans_in_flight=session.max_plans_in_flight,
-            vocab_size=session.vocab_size,
-        )
-        return VirtualExecutor(limits)
+        return VirtualExecutor(to_limits(self.session))
 
     def add(self, prompt: list[int], max_tokens: int, **changes) -> tuple[int, ...]:
         """Adds a request; returns its sequence ids."""
@@ -177,40 +164,3 @@ class Harness:
                 assert answer.prompt_positions == expected_positions
         stats = self.core.stats()
         assert (stats.num_held_blocks, stats.num_running, stats.num_waiting) == (0, 0, 0)
-
-
-def to_executor(plan: StepPlan) -> ExecutorPlan:
-    """A core's plan as the executor's, without the wire between."""
-    starts = tuple(
-        StartRow(
-            row=start.row,
-            token_ids=start.token_ids,
-            num_prompt_tokens=start.num_prompt_tokens,
-            num_computed_tokens=start.num_computed_tokens,
-            block_table=np.array(start.block_table, np.int32),
-            sampling=RowSampling(prompt_logprobs=start.sampling.prompt_logprobs),
-            seed=start.seed,
-        )
-        for start in plan.starts
-    )
-    return ExecutorPlan(
-        step_id=plan.step_id,
-        release_rows=np.array(plan.release_rows, np.int32),
-        starts=starts,
-        new_block_rows=np.array(plan.new_block_rows, np.int32),
-        new_block_ids=np.array(plan.new_block_ids, np.int32),
-        prefills=tuple(Prefill(*chunk) for chunk in plan.prefills),
-        decode_rows=plan.decode_rows,
-        decode_row_steps=plan.decode_row_steps,
-        num_decode_steps=plan.num_decode_steps,
-        masks=(),
-    )
-
-
-def to_result(step_id: int, sub_step: int, last: bool, output: SubStepOutput) -> StepResult:
-    """An executor's output as the result that the core gets."""
-    slices = tuple(
-        PromptSlice(piece.row, piece.first_position, len(piece.token_logprobs))
-        for piece in output.prompt_logprobs
-    )
-    return StepResult(step_id, sub_step, last, output.rows, output.token_ids, prompt_slices=slices)
