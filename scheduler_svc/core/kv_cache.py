@@ -12,7 +12,11 @@ from scheduler_svc.core.step import Session
 class KVCache:
     """Gives blocks to sequences, and finds and remembers their prefixes."""
 
-    def __init__(self, session: Session, *, enable_prefix_caching: bool, hash_seed: int) -> None:
+    def __init__(
+        self, session: Session, *, enable_prefix_caching: bool, hash_seed: int, reserved_len: int = 0
+    ) -> None:
+        """`reserved_len`, in tokens, is what a sequence takes blocks for at its start, if it knows no more."""
+        self._reserved_blocks = min(-(-reserved_len // session.block_size), session.num_blocks - 1)
         self.block_size = session.block_size
         self.pool = BlockPool(session.num_blocks)
         self.prefixes = PrefixCache(session.block_size, hash_seed)
@@ -33,16 +37,18 @@ class KVCache:
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
         num_idle_hits = sum(self.pool.num_holders(entry.block) == 0 for entry in hits)
-        return self.blocks_for(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
+        num_blocks = max(self.blocks_for(num_tokens), self._reserved_blocks)
+        return num_blocks - len(hits) <= self.pool.num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
-        """Gives a sequence about to start its hits and new blocks for all its other known tokens."""
+        """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""
         for entry in hits:
             self.pool.hold(entry.block)
         sequence.block_table = [entry.block for entry in hits]
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
         sequence.last_entry = hits[-1] if hits else None
-        self.grow(sequence, self.blocks_for(len(sequence.token_ids)) - len(hits))
+        num_blocks = max(self.blocks_for(len(sequence.token_ids)), self._reserved_blocks)
+        self.grow(sequence, num_blocks - len(hits))
 
     def grow(self, sequence: Sequence, num_blocks: int) -> list[int]:
         """Appends new blocks to a sequence's table; returns them. There is room."""

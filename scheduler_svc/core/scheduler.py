@@ -17,6 +17,7 @@ come, except that a decoding sequence has one more token for each step planned f
 Pure and deterministic: the same calls with the same arguments give the same plans.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from scheduler_svc.core.draft import Draft, PlannedStep
 from scheduler_svc.core.kv_cache import KVCache
+from scheduler_svc.core.policy import POLICIES
 from scheduler_svc.core.prefix_cache import CacheEntry
 from scheduler_svc.core.request import Finish, Request, RequestRefused
 from scheduler_svc.core.rows import RowTable
@@ -58,6 +60,18 @@ class CoreConfig:
     """Without it a prompt is computed in one step, and one that may come to more than fits in one is refused."""
     hash_seed: int = 0
     """64 random bits that seed the prefix keys."""
+    priority_aging_seconds: float | None = None
+    """Waiting this long is worth one class of priority. None: classes are strict."""
+    batching: str = "continuous"
+    """A name in POLICIES; all but "continuous" are for the study."""
+    kv_allocation: str = "paged"
+    """"contiguous" takes blocks for max_model_len at the start of each sequence, and shares none."""
+    enable_kv_cache: bool = True
+    """Without it every token is computed from the whole sequence; only for "naive"."""
+
+    def __post_init__(self) -> None:
+        if not self.enable_kv_cache and self.batching != "naive":
+            raise ValueError(f"--no-kv-cache: is for --batching naive, not {self.batching}")
 
 
 class Scheduler:
@@ -82,6 +96,7 @@ class Scheduler:
         self._counters = Counters()
         self._live: dict[int, Sequence] = {}
         self._next_sequence_id = self._next_incarnation = 1
+        self._policy = POLICIES[config.batching]()
         self._open(session)
         self._cache = self._new_cache()
 
@@ -102,7 +117,13 @@ class Scheduler:
         first = self._next_sequence_id
         self._next_sequence_id += request.n
         for index in range(request.n):
-            sequence = Sequence(first + index, request, index, request.prompt_token_ids.astype(np.int32))
+            sequence = Sequence(
+                first + index,
+                request,
+                index,
+                request.prompt_token_ids.astype(np.int32),
+                self._urgency(request, now),
+            )
             self._live[sequence.sequence_id] = sequence
             self._waiting.push(sequence)
         return tuple(range(first, first + request.n))
@@ -113,6 +134,14 @@ class Scheduler:
         if sequence is not None:
             self._remove(sequence)
         return sequence is not None
+
+    def _urgency(self, request: Request, now: float) -> float:
+        """Orders requests by class, and with aging by arrival too; the smaller goes first.
+
+        Of two that wait, each gains a class in the same time: which goes first never changes while they do.
+        """
+        aging = self._config.priority_aging_seconds
+        return (now / aging if aging else 0.0) - request.priority
 
     def _check(self, request: Request) -> None:
         num_prompt_tokens, limit = len(request.prompt_token_ids), self.max_model_len
@@ -142,9 +171,14 @@ class Scheduler:
         if len(self._in_flight) >= self._max_in_flight:
             return None
         draft = Draft(self._next_step_id)
-        self._plan_decodes(draft, min(num_decode_steps, self._session.max_num_decode_steps))
+        self._policy.begin_step(self._num_on_rows)
+        self._plan_decodes(draft, num_decode_steps)
         self._plan_prefills(draft)
         self._admit(draft)
+        self._policy.end_admission(out_of_tokens=draft.num_tokens >= self._max_num_batched_tokens)
+        if draft.num_tokens == 0:
+            # It may only now have turned out that a static batch is complete.
+            self._plan_decodes(draft, num_decode_steps)
         if draft.num_tokens == 0:
             return None
         self._next_step_id += 1
@@ -154,8 +188,12 @@ class Scheduler:
         return plan
 
     def _plan_decodes(self, draft: Draft, num_decode_steps: int) -> None:
+        num_prefilling = len(self._rows.prefilling())
+        if not self._config.enable_kv_cache or not self._policy.may_decode(num_prefilling):
+            return
         rows = self._rows.decodable()
-        if len(self._waiting) or len(self._rows.prefilling()):
+        num_decode_steps = min(num_decode_steps, self._session.max_num_decode_steps)
+        if len(self._waiting) or num_prefilling:
             num_decode_steps = 1  # prefills may join, and must not wait for several steps
         steps, lacking = self._decode_needs(rows, num_decode_steps)
         if num_decode_steps > 1 and lacking.sum() > self._cache.pool.num_available:
@@ -200,10 +238,16 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Takes row and blocks away; the sequence keeps its tokens and waits at the head of its class."""
         self._leave_row(sequence)
+        if sequence.sequence_id in self._live:  # and is not one that pads a static batch
+            self._wait_again(sequence)
+            sequence.num_preemptions += 1
+            self._counters.num_preemptions += 1
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """Queues a sequence that has left its row."""
         if sequence.last_step > self._last_result:
             self._departed[sequence.incarnation] = sequence
         self._waiting.push(sequence)
-        self._counters.num_preemptions += 1
 
     def _plan_prefills(self, draft: Draft) -> None:
         """Goes on with the prefills under way, best rank first."""
@@ -232,6 +276,8 @@ class Scheduler:
         while self._rows.num_free and draft.num_tokens < self._max_num_batched_tokens:
             sequence = self._waiting.head()
             if sequence is None or sequence.last_step > self._last_result:
+                return
+            if not self._policy.may_start(self._num_on_rows):
                 return
             if (
                 self._is_blocked(sequence)
@@ -297,6 +343,10 @@ class Scheduler:
     def _confirm(self, indices: NDArray[np.intp], rows: NDArray[np.int32], result: StepResult) -> StepOutputs:
         """Takes in the tokens of rows that still belong to the sequences the plan was made for."""
         table, block_size = self._rows, self._session.block_size
+        padding = table.is_padding[rows]
+        if padding.any():
+            self._counters.num_padded_tokens += int(padding.sum())
+            indices, rows = indices[~padding], rows[~padding]
         token_ids, sequence_ids = result.token_ids[indices], table.sequence_id[rows]
         finishes = np.full(len(rows), Finish.NONE, np.int8)
         if result.failed is not None:
@@ -312,7 +362,10 @@ class Scheduler:
             tokens = table.token_bytes(row, int(table.num_known[row]) - 1)
             self._cache.register(table.at(row), tokens, confirmed=True)
         for row in rows[finishes != Finish.NONE]:
-            self._remove(table.at(row))
+            self._end(table.at(row))
+        if not self._config.enable_kv_cache:
+            for row in rows[finishes == Finish.NONE]:
+                self._recompute(table.at(row))
         self._counters.num_output_tokens += len(good)
         return StepOutputs(sequence_ids, token_ids, finishes, indices)
 
@@ -391,6 +444,29 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
             self._departed.pop(sequence.incarnation, None)
+        self._close_batch()
+
+    def _end(self, sequence: Sequence) -> None:
+        """Forgets a sequence that sampled its last token; under a policy that pads, its row goes on."""
+        if not self._policy.pads:
+            self._remove(sequence)
+            return
+        del self._live[sequence.sequence_id]
+        sequence.urgency = math.inf  # the first to give its blocks up
+        self._rows.pad(sequence, self.max_model_len)
+        self._close_batch()
+
+    def _close_batch(self) -> None:
+        """Clears the rows that only pad, when nothing else is on rows."""
+        on_rows = self._rows.running() if self._policy.pads else []
+        if on_rows and not any(sequence.sequence_id in self._live for sequence in on_rows):
+            for sequence in on_rows:
+                self._leave_row(sequence)
+
+    def _recompute(self, sequence: Sequence) -> None:
+        """Without a KV cache: forgets what was computed, so that the next token starts from the first."""
+        self._leave_row(sequence)
+        self._wait_again(sequence)
 
     def blame(self, step_id: int, rows: list[int]) -> list[int]:
         """Ids of the live sequences that an unanswered plan was made for on these rows; all its rows for none."""
@@ -445,9 +521,11 @@ class Scheduler:
         self._blocked = (0, 0)
 
     def _new_cache(self) -> KVCache:
-        config = self._config
+        config, is_contiguous = self._config, self._config.kv_allocation == "contiguous"
+        shares = config.enable_prefix_caching and config.enable_kv_cache and not is_contiguous
+        reserved_len = self._session.max_model_len if is_contiguous else 0
         return KVCache(
-            self._session, enable_prefix_caching=config.enable_prefix_caching, hash_seed=config.hash_seed
+            self._session, enable_prefix_caching=shares, hash_seed=config.hash_seed, reserved_len=reserved_len
         )
 
     # Operations
@@ -458,11 +536,18 @@ class Scheduler:
         self._cache.drop(blocks)
         return len(blocks)
 
+    @property
+    def _num_on_rows(self) -> int:
+        return self._session.max_num_seqs - self._rows.num_free
+
     def stats(self) -> Stats:
         """Reads the load and the counters."""
         pool, counters = self._cache.pool, self._counters
+        num_padding = int(self._rows.is_padding.sum())
         return Stats(
-            num_running=self._session.max_num_seqs - self._rows.num_free,
+            num_running=self._num_on_rows - num_padding,
+            num_padding=num_padding,
+            num_unused_slots=self._rows.num_unused_slots(self._session.block_size),
             num_waiting=len(self._waiting),
             num_total_blocks=pool.num_total,
             num_free_blocks=pool.num_free,
@@ -475,6 +560,7 @@ class Scheduler:
             num_steps=counters.num_steps,
             num_output_tokens=counters.num_output_tokens,
             num_late_tokens=counters.num_late_tokens,
+            num_padded_tokens=counters.num_padded_tokens,
         )
 
 

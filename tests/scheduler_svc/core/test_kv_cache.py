@@ -13,7 +13,7 @@ SESSION = Session("an instance", 6, 2, 4, 16, 16, 100)
 def open_sequence(cache: KVCache, number: int, tokens: list[int]) -> Sequence:
     """A sequence that has its blocks, with every full one registered as if its step were confirmed."""
     prompt = np.array(tokens, np.int32)
-    sequence = Sequence(number, Request("r", prompt, 1), 0, prompt)
+    sequence = Sequence(number, Request("r", prompt, 1), 0, prompt, 0.0)
     cache.open(sequence, [])
     cache.register(sequence, prompt.data.cast("B"), confirmed=True)
     return sequence
