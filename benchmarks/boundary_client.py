@@ -1,7 +1,7 @@
 """A client process of boundary.py: holds streams open for ever, and says what it got whenever a line comes in.
 
-Each stream is one Generate call after the other. A line on stdin is answered by one JSON line on stdout, with the tokens
-and messages received so far; the end of stdin ends the process.
+Each stream is one Generate call after the other. A line on stdin is answered by one JSON line on stdout, with the
+tokens and messages received so far; the end of stdin ends the process.
 """
 
 import argparse

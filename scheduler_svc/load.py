@@ -38,9 +38,7 @@ class StepTimes:
         return StepTotals(*self._totals) if self._steps else None
 
 
-def load_reply(
-    key: int, stats: Stats | None, times: StepTimes, *, epoch: int, draining: bool
-) -> LoadReply:
+def load_reply(key: int, stats: Stats | None, times: StepTimes, *, epoch: int, draining: bool) -> LoadReply:
     """The answer to a LoadQuery; `stats` is None before the first session, `epoch` 0 while there is none."""
     if stats is None:
         return LoadReply(key, draining=draining)

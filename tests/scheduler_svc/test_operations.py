@@ -114,7 +114,7 @@ def test_a_server_that_stops_ends_the_calls_that_wait(tmp_path: Path):
             await service.until(lambda load: load.num_running_requests == 1)
             drain = service.admin.Drain(admin_pb2.DrainRequest())
             await service.until(lambda load: load.draining)
-            service.server.frontend.close()
+            service.server.api.frontend.close()
             for waiting in (watch.read(), drain, service.load()):
                 with refused(grpc.StatusCode.UNAVAILABLE):
                     await waiting
