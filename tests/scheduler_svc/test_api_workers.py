@@ -90,7 +90,7 @@ def test_a_worker_that_stops_reading_blocks_nobody(tmp_path: Path):
             await service.serving()
             pool = service.server.api
             assert isinstance(pool, WorkerPool)
-            channels = [grpc.aio.insecure_channel(service.address, options=OPTIONS) for _ in range(6)]
+            channels = [grpc.aio.insecure_channel(service.address, options=OPTIONS) for _ in range(12)]
             begun = asyncio.Semaphore(0)
             reads = [asyncio.ensure_future(read(c, i, begun)) for i, c in enumerate(channels)]
             os.kill(pool.processes[0].pid, signal.SIGSTOP)
