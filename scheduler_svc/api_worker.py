@@ -6,7 +6,6 @@ group are left to the engine's process, which drains first.
 
 import argparse
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from nanoserve.logs import configure_logs
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
 from scheduler_svc.api_server import ApiServer
+from scheduler_svc.collector import settle_collector
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.listening import READ_OUT_SECONDS
@@ -49,9 +49,7 @@ class EngineConnection:
         await self._connection.open(sock)
         self._server = ApiServer(model, self.frontend, shares_port=True)
         await self._server.start(address)
-        # What was loaded stays: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        settle_collector()
         self._connection.send(pb.WorkerFrame(listening=True).SerializeToString())
         frontend, stopping = (
             asyncio.ensure_future(self.frontend.run()),
