@@ -11,7 +11,7 @@ from core_harness import INSTANCE, Harness
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scheduler_svc.core.request import Finish
+from scheduler_svc.core.request import Finish, Sampling
 from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import StepPlan
 
@@ -62,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         end_token_ids=st.lists(st.integers(0, 12), max_size=2).map(tuple),
         priority=st.integers(0, 1),
         cache_salt=st.sampled_from([b"", b"salt"]),
+        sampling=st.sampled_from([Sampling(), Sampling(), Sampling(prompt_logprobs=1)]),
     )
     def add(self, prompt: list[int], max_tokens: int, **changes) -> None:
         self.harness.add(prompt, max_tokens, **changes)
@@ -83,6 +84,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def deliver(self, count: int) -> None:
         for _ in range(min(count, len(self.harness.under_way))):
             self.harness.deliver()
+
+    @precondition(lambda self: self.harness.under_way)
+    @rule(row=st.integers(0, 3))
+    def deliver_with_a_failed_row(self, row: int) -> None:
+        self.harness.deliver(failed_row=row)
 
     @rule()
     def lose_the_session_and_keep_the_instance(self) -> None:
@@ -117,11 +123,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def every_block_is_accounted_for(self) -> None:
         stats, core = self.harness.core.stats(), self.harness.core
-        tables = [sequence.block_table for sequence in core._rows.running()]
+        tables = [sequence.block_table for sequence in core._state.rows.running()]
         held = Counter(block for table in tables for block in table)
         assert all(len(set(table)) == len(table) for table in tables)
         assert stats.num_held_blocks == len(held)
-        assert all(core._cache.pool.num_holders(block) == count for block, count in held.items())
+        assert all(core._state.cache.pool.num_holders(block) == count for block, count in held.items())
         total = stats.num_free_blocks + stats.num_cached_blocks + stats.num_held_blocks
         assert total == stats.num_total_blocks
 
