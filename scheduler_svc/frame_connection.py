@@ -31,7 +31,10 @@ class FrameConnection(asyncio.Protocol):
         """Sends a message; does nothing once the connection is lost. Never waits."""
         if self._transport is None or self.lost.done():
             return
-        self._transport.write(frame(data))
+        try:
+            self._transport.write(frame(data))
+        except FrameError as error:
+            self._end(str(error))
         if self._transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self._end("too much is unread")
 

@@ -84,7 +84,10 @@ class WorkerPool:
         backoff = _FIRST_BACKOFF_SECONDS
         while not self._is_stopping:
             began = loop.time()
-            reason = await self._run(index)
+            try:
+                reason = await self._run(index)
+            except OSError as error:
+                reason = str(error)  # no process to be had
             if not self._listening[index].done():
                 description = f"--api-workers: worker {index} could not start: {reason}"
                 self._listening[index].set_exception(ValueError(description))
@@ -101,9 +104,12 @@ class WorkerPool:
         """Runs one worker process to its end; returns why it ended."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await self._spawn(index, theirs.fileno())
+            try:
+                process = await self._spawn(index, theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
         self.processes[index] = process
-        number = 0
         connection = FrameConnection(lambda data: self._hub.take(number, data))
         number = self._hub.connect(connection.send, lambda: self._note_listening(index))
         try:
