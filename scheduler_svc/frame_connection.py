@@ -21,6 +21,8 @@ class FrameConnection(asyncio.Protocol):
         self._on_message, self._stall_seconds = on_message, stall_seconds
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
+        """What was to be sent before there was a transport."""
         self._stall: asyncio.TimerHandle | None = None
 
     async def open(self, sock: socket.socket) -> None:
@@ -29,7 +31,10 @@ class FrameConnection(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Sends a message; does nothing once the connection is lost. Never waits."""
-        if self._transport is None or self.lost.done():
+        if self.lost.done():
+            return
+        if self._transport is None:
+            self._unsent.append(data)
             return
         try:
             self._transport.write(frame(data))
@@ -52,6 +57,9 @@ class FrameConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_STALLED_BYTES)
+        unsent, self._unsent = self._unsent, []
+        for data in unsent:
+            self.send(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.resume_writing()

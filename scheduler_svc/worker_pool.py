@@ -47,20 +47,22 @@ class WorkerPool:
         self.serving, self.receive, self.drain = self._hub.serving, self._hub.receive, self._hub.drain
         self._address, self._num_workers, self._flags = address, num_workers, flags
         self._port: socket.socket | None = None
-        self._listening: list[asyncio.Future[None]] = []
+        self._started: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self.processes: dict[int, asyncio.subprocess.Process] = {}
         """Those that run, by the worker's index."""
+        self.listening: set[int] = set()
+        """Indices of the workers that listen."""
 
     async def start(self) -> str:
         """Returns when all workers listen. ValueError where the port is taken or a worker cannot start."""
         self._port, self._address = reserve_port(self._address)
         loop = asyncio.get_running_loop()
-        self._listening = [loop.create_future() for _ in range(self._num_workers)]
+        self._started = [loop.create_future() for _ in range(self._num_workers)]
         self._tasks = [asyncio.ensure_future(self._keep_running(i)) for i in range(self._num_workers)]
         try:
-            await asyncio.gather(*self._listening)
+            await asyncio.gather(*self._started)
         except ValueError:
             await self.stop()
             raise
@@ -88,9 +90,9 @@ class WorkerPool:
                 reason = await self._run(index)
             except OSError as error:
                 reason = str(error)  # no process to be had
-            if not self._listening[index].done():
+            if not self._started[index].done():
                 description = f"--api-workers: worker {index} could not start: {reason}"
-                self._listening[index].set_exception(ValueError(description))
+                self._started[index].set_exception(ValueError(description))
                 return
             if self._is_stopping:
                 return
@@ -119,6 +121,7 @@ class WorkerPool:
             self._hub.disconnect(number)
             connection.close()
             del self.processes[index]
+            self.listening.discard(index)
             # It may be gone, or about to; a worker whose connection is lost is of no use in any case.
             if process.returncode is None:
                 process.kill()
@@ -136,7 +139,8 @@ class WorkerPool:
         )
 
     def _note_listening(self, index: int) -> None:
-        if not self._listening[index].done():
-            self._listening[index].set_result(None)
+        self.listening.add(index)
+        if not self._started[index].done():
+            self._started[index].set_result(None)
         else:
             _log.info("api worker back", worker=index)

@@ -188,6 +188,20 @@ def test_who_does_not_read_is_given_up_without_a_wait():
     asyncio.run(test())
 
 
+def test_what_is_sent_before_the_connection_is_open_is_not_lost():
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        connection = FrameConnection(lambda data: None)
+        connection.send(b"first")
+        await connection.open(ours)
+        connection.send(b"second")
+        with theirs:
+            assert theirs.recv(100) == frame(b"first") + frame(b"second")
+        await asyncio.wait_for(connection.lost, 10)
+
+    asyncio.run(test())
+
+
 def test_a_malformed_message_ends_the_connection():
     async def test() -> None:
         ours, theirs = socket.socketpair()
