@@ -101,6 +101,10 @@ def test_the_load_is_streamed_at_the_interval_asked_for(tmp_path: Path, api_work
             load = (await call.read()).load
             assert load.step_stats.device_ms > 0
             assert load.step_stats.schedule_ms > 0
+            # With so few steps the means are over all of them.
+            for name in ("device", "host", "queue", "idle", "round_trip", "schedule"):
+                total_ms = getattr(load.step_totals, f"{name}_seconds") * 1e3
+                assert total_ms / load.num_steps == pytest.approx(getattr(load.step_stats, f"{name}_ms"))
             call.cancel()
 
     run(test)
