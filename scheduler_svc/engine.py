@@ -186,7 +186,7 @@ class Engine:
     def _load(self, key: int) -> msg.LoadReply:
         stats = self._core.stats() if self._core is not None else None
         draining = self._admission.is_draining
-        return load_reply(key, stats, self._times.means(), epoch=self._epoch, draining=draining)
+        return load_reply(key, stats, self._times, epoch=self._epoch, draining=draining)
 
     def _drain(self, command: msg.Drain) -> None:
         self._admission.is_draining = True
