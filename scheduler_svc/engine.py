@@ -135,7 +135,7 @@ class Engine:
 
     def _submit(self, command: msg.Submit) -> None:
         request, live = command.request, self._live
-        num_tokens = len(request.prompt_token_ids)
+        num_tokens = len(request.prompt_token_ids) * request.n
         problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
         if self._live.has_id(request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
