@@ -1,7 +1,9 @@
 """InferenceService: prompts in, streams out."""
 
+import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +25,11 @@ from scheduler_svc.prompts import PromptReader
 from scheduler_svc.stream import RequestStream
 from scheduler_svc.validation import check_names, check_token_ids, resolve_sampling, resolve_stops
 
+# Detokenize takes as many ids as so many of the longest sequences have, but never more than the second.
+_MAX_DETOKENIZE_SEQUENCES = 16
+_MAX_DETOKENIZE_IDS = 1_000_000
+# More ids are checked and decoded in a thread, so that streams go on meanwhile.
+_MAX_IDS_ON_LOOP = 4096
 _log = structlog.get_logger()
 
 
@@ -68,10 +75,20 @@ class InferenceService(InferenceServiceServicer):
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
         """Text of token ids."""
         self._check_model(request.model)
-        check_token_ids("token_ids", request.token_ids, self._state.vocab_size)
-        skip = request.skip_special_tokens
-        text = self._model.tokenizer.decode(request.token_ids, skip_special_tokens=skip)
+        state, count = self._state, len(request.token_ids)
+        limit = min(_MAX_DETOKENIZE_SEQUENCES * state.max_model_len, _MAX_DETOKENIZE_IDS)
+        if count > limit:
+            raise InvalidRequest("token_ids", f"has {count} ids, must have {limit} at most")
+        arguments = (request.token_ids, state.vocab_size, request.skip_special_tokens)
+        if count > _MAX_IDS_ON_LOOP:
+            text = await asyncio.to_thread(self._decode, *arguments)
+        else:
+            text = self._decode(*arguments)
         return pb.DetokenizeResponse(text=text)
+
+    def _decode(self, token_ids: Sequence[int], vocab_size: int, skip_special_tokens: bool) -> str:
+        check_token_ids("token_ids", token_ids, vocab_size)
+        return self._model.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     @handler
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:

@@ -63,9 +63,9 @@ class EngineConnection:
         self.frontend.close()
         await self._server.stop(READ_OUT_SECONDS)
 
-    async def _on_serving(self, serving: bool) -> None:
+    def _on_serving(self, serving: bool) -> None:
         assert self._server is not None
-        await self._server.set_serving(serving)
+        self._server.set_serving(serving)
 
     def _take(self, data: bytes) -> None:
         frame = decode_frame(pb.EngineFrame, data)

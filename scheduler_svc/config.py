@@ -158,6 +158,8 @@ def _add(group: Any, name: str, text: str, **options: Any) -> None:
         return
     suffix = "" if default is None else " (default: %(default)s)"
     metavar = {"listen": "ADDR", "executor": "ADDR"}.get(name, "N" if "type" in options else None)
+    if name in _CHOICES:
+        metavar = f"{{{','.join(_CHOICES[name])}}}"
     options.setdefault("metavar", metavar)
     group.add_argument(flag(name), dest=name, default=default, help=text + suffix, **options)
 

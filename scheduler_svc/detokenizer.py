@@ -32,7 +32,7 @@ class Detokenizer:
         self.is_pending = bool(self._decoder.getstate()[0])
         return text
 
-    def flush(self) -> str:
-        """Returns what is left of an incomplete character: U+FFFD, or nothing where there is none."""
+    def flush(self, data: bytes = b"") -> str:
+        """Ends the text with `data`; returns that and what is pending, an incomplete character as U+FFFD."""
         self.is_pending = False
-        return self._decoder.decode(b"", final=True)
+        return self._decoder.decode(data, final=True)

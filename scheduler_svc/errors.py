@@ -4,8 +4,10 @@
       InvalidRequest          INVALID_ARGUMENT, names a field
       NotServed               UNIMPLEMENTED, names a field or method
 Anything else that a handler raises is a bug: INTERNAL with an id that is in the log, and no stack for the client.
+Only what gRPC raises when a client has gone is none: it ends the call as a cancellation does.
 """
 
+import asyncio
 import secrets
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,8 @@ from grpc_status import rpc_status
 
 from scheduler_svc.messages import Code, Problem
 
+# A status travels in the headers, of which clients take 8 KiB: what is wrong may be as long as the request.
+_MAX_DESCRIPTION_CHARACTERS = 200
 _log = structlog.get_logger()
 _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -54,17 +58,25 @@ def internal_problem(what: str, **context: Any) -> Problem:
 
 def to_status(problem: Problem) -> grpc.Status:
     """The gRPC status of a problem, with google.rpc details: BadRequest where a field is named, RetryInfo."""
-    field = problem.field
-    message = f"{field}: {problem.description}" if field else problem.description
+    field, description = problem.field, _shortened(problem.description)
+    message = f"{field}: {description}" if field else description
     status = status_pb2.Status(code=int(problem.code), message=message)
     if field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem.description)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if problem.retry_seconds > 0:
         delay = Duration()
         delay.FromNanoseconds(int(problem.retry_seconds * 1e9))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return cast(grpc.Status, rpc_status.to_status(status))
+
+
+def _shortened(description: str) -> str:
+    """Takes out the middle, where the client's own words are, of what is too long."""
+    if len(description) <= _MAX_DESCRIPTION_CHARACTERS:
+        return description
+    half = _MAX_DESCRIPTION_CHARACTERS // 2
+    return f"{description[: half - 1]}…{description[-half:]}"
 
 
 async def _abort(context: Any, problem: Problem) -> NoReturn:
@@ -78,11 +90,17 @@ def handler(method: _Handler) -> _Handler:
 
     async def guarded(self: Any, request: Any, context: Any) -> Any:
         try:
-            return await method(self, request, context)
-        except ServiceError as error:
-            problem = error.problem
-        except Exception:
-            problem = internal_problem("a handler failed", method=method.__name__)
-        await _abort(context, problem)
+            try:
+                return await method(self, request, context)
+            except ServiceError as error:
+                problem = error.problem
+            except grpc.aio.InternalError:
+                raise
+            except Exception:
+                problem = internal_problem("a handler failed", method=method.__name__)
+            await _abort(context, problem)
+        except grpc.aio.InternalError:
+            # A write whose client has gone while it waited.
+            raise asyncio.CancelledError from None
 
     return guarded  # type: ignore[return-value]

@@ -1,8 +1,7 @@
 """The API's end of the conversation with the engine: sends commands, brings each event to whom it concerns."""
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -30,9 +29,7 @@ class _LiveStream:
 class Frontend:
     """Knows the live streams by key and by sequence. `run` is its task; `receive` takes the engine's events."""
 
-    def __init__(
-        self, send: Callable[[msg.Command], None], on_serving: Callable[[bool], Awaitable[None]]
-    ) -> None:
+    def __init__(self, send: Callable[[msg.Command], None], on_serving: Callable[[bool], None]) -> None:
         """`on_serving` is called whenever the engine begins or ceases to accept requests."""
         self.state = msg.EngineState(serving=False)
         self.closed = asyncio.Event()
@@ -54,7 +51,7 @@ class Frontend:
     async def run(self) -> None:
         """Brings events to streams, for ever."""
         while True:
-            await self._dispatch(await self._events.get())
+            self._dispatch(await self._events.get())
 
     def close(self) -> None:
         """The engine answers no more: whoever waits for an answer, now or later, gets UNAVAILABLE."""
@@ -132,7 +129,7 @@ class Frontend:
         if self.closed.is_set():
             raise ServiceError(_STOPPING)
 
-    async def _dispatch(self, event: msg.Event) -> None:
+    def _dispatch(self, event: msg.Event) -> None:
         match event:
             case msg.StepBatch():
                 self._take_batch(event)
@@ -144,7 +141,7 @@ class Frontend:
                 changed = event.serving != self.state.serving
                 self.state = event
                 if changed:
-                    await self._on_serving(event.serving)
+                    self._on_serving(event.serving)
             case _:
                 _settle(self._querying.get(event.key), event)
 
@@ -194,10 +191,9 @@ class Frontend:
 
 
 async def cancel_task(task: "asyncio.Task[Any]") -> None:
-    """Cancels a task and waits until it has ended."""
+    """Cancels a task and waits until it has ended; what it has raised is for others to see."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
 
 
 def _settle(future: "asyncio.Future[Any] | None", result: object) -> None:

@@ -110,7 +110,7 @@ class ExecutorLink:
         self._stream: asyncio.Task[None] | None = None
         self._away: asyncio.TimerHandle | None = None
         self._reason = "no answer"
-        self._was_opened = self._has_lasted = False
+        self._was_opened = self._has_lasted = self._has_warned = False
         # The executor and epoch of our last session; None while an opening of ours may or may not have succeeded.
         self._last_session: tuple[str, int] | None = None
         self._held_since: float | None = None
@@ -135,6 +135,7 @@ class ExecutorLink:
                     await self._run_channel()
                 except _Lost as lost:
                     self._reason = str(lost)
+                    self._warn_once()
                 if self._has_lasted:
                     backoff = _FIRST_BACKOFF_SECONDS
                 _log.debug("no session", executor=self._address, reason=self._reason, retry_seconds=backoff)
@@ -146,6 +147,17 @@ class ExecutorLink:
             self._emit(LinkFailed(internal_problem("the executor link failed").description))
         finally:
             self._stop_clock()
+
+    def _warn_once(self) -> None:
+        """Says that the executor, never reached so far, is waited for."""
+        if not self._was_opened and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "waiting for the executor",
+                executor=self._address,
+                reason=self._reason,
+                timeout_seconds=self._loss_timeout,
+            )
 
     # Being away
 

@@ -1,6 +1,7 @@
 """Whether an address can be listened at: gRPC would say less, in lines of its own, or take a living server's socket."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -49,11 +50,29 @@ def reserve_port(address: str) -> tuple[socket.socket, str]:
     return holder, bound_address(address, holder.getsockname()[1])
 
 
-def remove_socket(address: str) -> None:
-    """Removes the socket file of an address that is listened at no more."""
-    if address.startswith("unix:"):
-        with contextlib.suppress(OSError):
-            os.unlink(address.removeprefix("unix:"))
+class BoundSocket:
+    """The socket file, where there is one, of an address that this process has just begun to listen at."""
+
+    def __init__(self, address: str) -> None:
+        self._path = address.removeprefix("unix:") if address.startswith("unix:") else None
+        self._identity = _identity(self._path)
+
+    def remove(self) -> None:
+        """Removes the file, unless another server has put its own there since."""
+        if self._path is not None and self._identity is not None and _identity(self._path) == self._identity:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Device and inode of a file that is there."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _free_socket(path: str) -> None:
@@ -64,9 +83,15 @@ def _free_socket(path: str) -> None:
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise ValueError(f"--listen: {path} exists and is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(path) == 0:
-            raise ValueError(f"--listen: {path} is in use")
-    os.unlink(path)
+        probe.setblocking(False)
+        error = probe.connect_ex(path)
+    # Only this says that nobody listens; a living server's socket may be full, or another user's.
+    if error == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif error in (0, errno.EAGAIN):
+        raise ValueError(f"--listen: {path} is in use")
+    else:
+        raise OSError(error, os.strerror(error))
 
 
 def _probe_port(address: str) -> None:

@@ -7,7 +7,7 @@ from nanoserve.address import bound_address
 from scheduler_svc import messages as msg
 from scheduler_svc.api_server import ApiServer
 from scheduler_svc.frontend import Frontend, cancel_task
-from scheduler_svc.listening import READ_OUT_SECONDS, check_free, remove_socket
+from scheduler_svc.listening import READ_OUT_SECONDS, BoundSocket, check_free
 from scheduler_svc.model import Model
 
 
@@ -20,6 +20,7 @@ class LocalApi:
         self._address = address
         self._server = ApiServer(model, self.frontend, shares_port=False)
         self._task: asyncio.Task[None] | None = None
+        self._socket: BoundSocket | None = None
 
     def receive(self, event: msg.Event) -> None:
         """Takes an event of the engine."""
@@ -29,8 +30,14 @@ class LocalApi:
         """Listens."""
         check_free(self._address)
         port = await self._server.start(self._address)
+        self._socket = BoundSocket(self._address)
         self._task = asyncio.ensure_future(self.frontend.run())
         return bound_address(self._address, port)
+
+    async def wait(self) -> None:
+        """Raises the bug that has stopped the API; never returns."""
+        assert self._task is not None
+        await asyncio.shield(self._task)
 
     async def drain(self, timeout_seconds: float | None) -> int:
         """Waits until no request is left; returns how many had to be ended."""
@@ -42,9 +49,10 @@ class LocalApi:
         await self._server.stop(READ_OUT_SECONDS)
         if self._task is not None:
             await cancel_task(self._task)
-            remove_socket(self._address)
+        if self._socket is not None:
+            self._socket.remove()
 
-    async def _on_serving(self, serving: bool) -> None:
-        await self._server.set_serving(serving)
+    def _on_serving(self, serving: bool) -> None:
+        self._server.set_serving(serving)
         if serving:
             self.serving.set()

@@ -179,10 +179,12 @@ class Output:
             delta.text = delta.text[:kept]
 
     def _stop_at_token(self, token_id: int, delta: Delta) -> None:
-        if self._add_text(delta, self._detokenizer.flush()):
+        if self._rules.include_stop:
+            # The token may complete the character that is pending: both are one text.
+            data = self._raw_token_bytes[token_id] if token_id < len(self._raw_token_bytes) else b""
+            delta.text += self._detokenizer.flush(data)
+        elif self._add_text(delta, self._detokenizer.flush()):
             return
-        if self._rules.include_stop and token_id < len(self._raw_token_bytes):
-            delta.text += self._raw_token_bytes[token_id].decode("utf-8", errors="replace")
         self._close(Finished(FinishReason.STOP, stop_token_id=token_id))
 
     def _end(self, finished: Finished, delta: Delta) -> None:

@@ -12,7 +12,9 @@ from scheduler_svc.tokenizer import Tokenizer
 from scheduler_svc.validation import check_token_ids
 
 # Longer prompts are rendered and tokenized in a thread, so that streams go on meanwhile.
-_MAX_CHARACTERS_ON_LOOP = 16_384
+_MAX_BYTES_ON_LOOP = 16_384
+_MAX_MESSAGES = 10_000
+_MAX_TEMPLATE_OPTIONS_BYTES = 64 * 1024
 # Unicode normalisation makes a text shorter by this factor at most.
 _MAX_SHRINKAGE = 4
 
@@ -31,13 +33,15 @@ class PromptReader:
         if kind is None:
             raise InvalidRequest("prompt", "must be set")
         if isinstance(request, pb.GenerateRequest) and kind == "token_ids":
+            num_ids = len(request.token_ids.ids)
+            if num_ids > max_tokens:
+                raise InvalidRequest("prompt", f"has {num_ids} tokens, must have fewer than {max_tokens}")
             ids = list(request.token_ids.ids)
-            if len(ids) > max_tokens:
-                raise InvalidRequest("prompt", f"has {len(ids)} tokens, must have fewer than {max_tokens}")
             check_token_ids("token_ids.ids", ids, vocab_size)
             return ids
-        num_characters = len(request.text) + sum(len(message.content) for message in request.chat.messages)
-        if num_characters > _MAX_CHARACTERS_ON_LOOP:
+        if kind == "chat":
+            _check_size(request.chat)
+        if request.ByteSize() > _MAX_BYTES_ON_LOOP:
             return await asyncio.to_thread(self._tokenize, request, max_tokens)
         return self._tokenize(request, max_tokens)
 
@@ -68,6 +72,16 @@ class PromptReader:
             return template.render(messages, options, add_generation_prompt=opens_reply)
         except TemplateFailed as error:
             raise InvalidRequest("chat", f"the chat template refuses it: {error}") from error
+
+
+def _check_size(chat: pb.Chat) -> None:
+    """What a template would take long over, whatever it makes of it."""
+    if len(chat.messages) > _MAX_MESSAGES:
+        raise InvalidRequest("chat.messages", f"must be at most {_MAX_MESSAGES}, got {len(chat.messages)}")
+    if chat.template_options.ByteSize() > _MAX_TEMPLATE_OPTIONS_BYTES:
+        raise InvalidRequest(
+            "chat.template_options", f"must have {_MAX_TEMPLATE_OPTIONS_BYTES} bytes at most"
+        )
 
 
 def plain_value(value: struct_pb2.Value) -> Any:

@@ -8,6 +8,7 @@ from scheduler_svc.admission import Admission
 from scheduler_svc.config import SchedulerConfig
 from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.engine import Engine, EngineExit, Inbox
+from scheduler_svc.errors import internal_problem
 from scheduler_svc.frontend import cancel_task
 from scheduler_svc.link import ExecutorLink
 from scheduler_svc.local_api import LocalApi
@@ -31,6 +32,9 @@ class Api(Protocol):
 
     async def start(self) -> str:
         """Listens; returns the address. ValueError, naming a flag, where it cannot."""
+
+    async def wait(self) -> None:
+        """Raises the bug that has stopped the API; never returns."""
 
     async def drain(self, timeout_seconds: float | None) -> int:
         """Has new requests refused; returns, when none is left, how many had to be ended."""
@@ -79,9 +83,18 @@ class SchedulerServer:
         return address
 
     async def wait(self) -> EngineExit:
-        """Waits until the engine stops by itself."""
+        """Waits until the engine stops by itself, or the API by a bug."""
         assert self._engine_task is not None
-        return await asyncio.shield(self._engine_task)
+        api = asyncio.ensure_future(self.api.wait())
+        try:
+            await asyncio.wait([self._engine_task, api], return_when=asyncio.FIRST_COMPLETED)
+            if not self._engine_task.done():
+                await api
+            return await asyncio.shield(self._engine_task)
+        except Exception:
+            return EngineExit(internal_problem("the scheduler failed").description, is_failure=True)
+        finally:
+            api.cancel()
 
     async def drain(self) -> None:
         """Refuses new requests and lets the running ones finish, within the configured time."""

@@ -1,8 +1,10 @@
 """Checks each field of a GenerateRequest and resolves its defaults. Errors name the field by its path."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc.core.request import Sampling
@@ -40,11 +42,13 @@ def check_names(request: pb.GenerateRequest) -> None:
         raise NotServed("resume")
 
 
-def check_token_ids(path: str, token_ids: Iterable[int], vocab_size: int) -> None:
+def check_token_ids(path: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Each id is in [0, vocab_size)."""
-    for index, token_id in enumerate(token_ids):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequest(f"{path}[{index}]", f"is {token_id}, must be in [0, {vocab_size})")
+    ids = np.fromiter(token_ids, np.int64, len(token_ids))
+    wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    if len(wrong):
+        index = int(wrong[0])
+        raise InvalidRequest(f"{path}[{index}]", f"is {ids[index]}, must be in [0, {vocab_size})")
 
 
 def resolve_sampling(

@@ -46,6 +46,8 @@ class WorkerHub:
         """`send` gives a command to the engine."""
         self.serving = asyncio.Event()
         """Set once workers have been told, for the first time, that requests are accepted."""
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends with the bug that keeps the engine's events from the workers."""
         self._send = send
         self._numbers = count(1)
         self._workers: dict[int, _Worker] = {}
@@ -94,7 +96,7 @@ class WorkerHub:
 
     def stop(self) -> None:
         """Tells all workers everything there is to tell, and that it is the last."""
-        self._flush()
+        self._try_flush()
         for worker in self._workers.values():
             worker.send(pb.EngineFrame(stopping=True).SerializeToString())
 
@@ -114,7 +116,14 @@ class WorkerHub:
             self._is_flushing = True
             # Two turns of the loop from now: the plans that the engine makes in this turn are on their way by then.
             loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._flush)
+            loop.call_soon(loop.call_soon, self._try_flush)
+
+    def _try_flush(self) -> None:
+        try:
+            self._flush()
+        except Exception as error:
+            if not self.failed.done():
+                self.failed.set_exception(error)
 
     def _flush(self) -> None:
         """Sends what is queued, as one frame a worker."""

@@ -69,6 +69,13 @@ class WorkerPool:
         self._hub.open()
         return self._address
 
+    async def wait(self) -> None:
+        """Raises the bug that has stopped the API, or one worker's part of it; never returns."""
+        futures = [self._hub.failed, *self._tasks]
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+
     async def stop(self) -> None:
         """Lets streams be read to their ends, then ends the workers."""
         self._is_stopping = True

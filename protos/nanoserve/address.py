@@ -1,7 +1,14 @@
 """Addresses as flags give them, `host:port` or `unix:PATH`, and the options of every channel and server."""
 
+import os
+
 # Messages between scheduler and executor stay under 2 MiB; the link allows for results with log-probabilities.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# What a client may send at once to the API, which answers RESOURCE_EXHAUSTED to more: a prompt of a million token ids
+# is under 4 MiB. Answers have the limit above.
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+# As the kernel has it: sun_path is 108 bytes, the last of them 0.
+_MAX_SOCKET_PATH_BYTES = 107
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -22,7 +29,11 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 def check_address(flag: str, address: str) -> str:
     """Returns `address` in the form gRPC takes; ValueError, naming `flag`, where it is neither of the two forms."""
     if address.startswith("unix:"):
-        if len(address) > len("unix:"):
+        num_bytes = len(os.fsencode(address.removeprefix("unix:")))
+        if num_bytes > _MAX_SOCKET_PATH_BYTES:
+            rule = f"a socket's path may have {_MAX_SOCKET_PATH_BYTES} bytes, this one has {num_bytes}"
+            raise ValueError(f"{flag}: {address}: {rule}")
+        if num_bytes:
             return address
     else:
         host, colon, port = address.rpartition(":")

@@ -13,6 +13,7 @@ from scheduler_harness import Executor, Service, refused, run
 
 from nanoserve.v1 import admin_pb2
 from nanoserve.v1 import inference_pb2 as pb
+from scheduler_svc.listening import READ_OUT_SECONDS
 
 SERVICES = ["nanoserve.v1.InferenceService", "nanoserve.v1.AdminService"]
 STATUS = health_pb2.HealthCheckResponse
@@ -36,6 +37,59 @@ def test_health_is_serving_from_the_first_session_until_the_drain(tmp_path: Path
             assert await statuses(service) == {STATUS.SERVING}
             await service.admin.Drain(admin_pb2.DrainRequest())
             assert await statuses(service) == {STATUS.NOT_SERVING}
+
+    run(test)
+
+
+@pytest.mark.parametrize("api_workers", [0, 1])
+def test_those_who_watch_health_are_told_of_the_end_and_do_not_delay_it(tmp_path: Path, api_workers: int):
+    async def test() -> None:
+        service = Service(tmp_path, api_workers=api_workers)
+        async with service, grpc.aio.insecure_channel(service.address) as channel:
+            await service.serving()
+            stub = health_pb2_grpc.HealthStub(channel)
+            left, *watches = [
+                stub.Watch(health_pb2.HealthCheckRequest(service=SERVICES[0])) for _ in range(3)
+            ]
+            for watch in (left, *watches):
+                assert (await watch.read()).status == STATUS.SERVING
+            left.cancel()
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await service.server.stop()
+            assert loop.time() - began < READ_OUT_SECONDS - 1
+            for watch in watches:
+                assert (await watch.read()).status == STATUS.NOT_SERVING
+                assert await watch.read() is grpc.aio.EOF
+
+    run(test)
+
+
+def test_an_unknown_services_health_is_not_found(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service, grpc.aio.insecure_channel(service.address) as channel:
+            stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="x")
+            with refused(grpc.StatusCode.NOT_FOUND):
+                await stub.Check(request)
+            assert (await stub.Watch(request).read()).status == STATUS.SERVICE_UNKNOWN
+
+    run(test)
+
+
+@pytest.mark.parametrize("api_workers", [0, 1])
+def test_a_bug_in_the_api_ends_the_scheduler_with_a_failure(
+    tmp_path: Path, api_workers: int, capfd: pytest.CaptureFixture[str]
+):
+    async def test() -> None:
+        async with Service(tmp_path, api_workers=api_workers) as service:
+            await service.serving()
+            ended = asyncio.ensure_future(service.exit())
+            await asyncio.sleep(0)
+            service.server.api.receive(object())  # type: ignore[arg-type]
+            exit_ = await ended
+            assert exit_.is_failure
+            logged = capfd.readouterr()
+            assert exit_.reason.split()[-1] in logged.out + logged.err
 
     run(test)
 

@@ -181,6 +181,28 @@ def test_a_stop_token_flushes_what_was_held_and_is_among_the_ids(include_stop: b
     assert output.finished.stop_string is None
 
 
+@given(ids, st.integers(0, 300))
+def test_with_the_stop_token_included_the_text_is_that_of_all_ids(token_ids: list[int], end: int):
+    output, received = new_output(include_stop=True), Received()
+    for token_id in token_ids:
+        output.push(token_id, Finish.NONE)
+    output.push(end, Finish.STOP)
+    received.take(output)
+    table, raw = small_tokenizer().token_bytes, small_tokenizer().raw_token_bytes
+    data = b"".join(table[i] for i in token_ids if i < len(table)) + b"".join(raw[end : end + 1])
+    assert received.text == data.decode(errors="replace")
+    assert received.token_ids == (*token_ids, end)
+
+
+def test_a_stop_token_may_complete_a_character():
+    output, received = new_output(include_stop=True), Received()
+    first, second = token("Ã"), token("©")
+    output.push(first, Finish.NONE)
+    output.push(second, Finish.STOP)
+    received.take(output)
+    assert received.text == "é"
+
+
 def test_an_output_given_up_flushes_what_was_held():
     output, received = new_output(("ab",)), Received()
     output.push(token("a"), Finish.NONE)

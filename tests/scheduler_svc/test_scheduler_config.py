@@ -58,6 +58,8 @@ def test_every_flag_sets_its_field():
         ("--max-queue-tokens=0", "--max-queue-tokens"),
         ("--api-workers=-1", "--api-workers"),
         ("--listen=8080", "--listen"),
+        (f"--listen=unix:/{'s' * 107}", "--listen: unix:/sss"),
+        (f"--listen=unix:/{'é' * 54}", "107 bytes"),
         ("--listen=0.0.0.0:1", "--insecure"),
         ("--listen=192.168.1.1:1", "--insecure"),
         ("--executor=x", "--executor"),
@@ -78,6 +80,19 @@ def test_a_wrong_flag_is_named_in_one_line(argument: str, named: str, capsys: py
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
+
+
+def test_the_longest_path_of_a_socket_is_accepted():
+    assert SchedulerConfig(listen=f"unix:/{'s' * 106}").listen.endswith("s")
+
+
+@pytest.mark.parametrize("choices", ["{paged,contiguous}", "{debug,info,warning,error}", "continuous"])
+def test_the_help_lists_the_choices(choices: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        parse_config(["--help"])
+    assert end.value.code == 0
+    listed = capsys.readouterr().out.split("--batching {")[1 if choices == "continuous" else 0 :]
+    assert any(choices in part.partition("}")[0] + "}" or choices in part for part in listed)
 
 
 @pytest.mark.parametrize("listen", ["localhost:1", "127.0.0.2:1", "[::1]:1", "unix:/s"])

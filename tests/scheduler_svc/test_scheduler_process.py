@@ -145,7 +145,8 @@ def test_a_killed_executor_costs_a_pause_and_no_token(tmp_path: Path):
 def test_an_executor_that_cannot_be_reached_is_one_line_and_a_failure(tmp_path: Path):
     with scheduler(tmp_path, "--executor-loss-timeout=0.2") as server:
         assert server.end() == 1
-        (line,) = server.lines
+        assert server.event("waiting for the executor")["level"] == "warning"
+        _, line = server.lines
         assert line.startswith("nanoserve-scheduler: error: --executor: ")
 
 

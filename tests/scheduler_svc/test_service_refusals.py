@@ -9,10 +9,11 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from scheduler_harness import Executor, Service, refused, run
+from scheduler_harness import LIMITS, Executor, Service, refused, run
 
 from nanoserve.v1 import admin_pb2
 from nanoserve.v1 import inference_pb2 as pb
+from scheduler_svc.errors import handler
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -37,6 +38,8 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("chat.messages[1].role", chat(messages=[*USER, pb.ChatMessage(content="x")]), {}),
     ("chat.template_options.eos_token", chat(eos_token="x"), {}),
     ("chat.template_options.add_generation_prompt", chat(add_generation_prompt=True), {}),
+    ("chat.messages", chat(messages=USER * 10_001), {}),
+    ("chat.template_options", chat(note="x" * 65_536), {}),
     ("request_id", "x", {"request_id": "i" * 257}),
     ("sampling.temperature", "x", {"temperature": math.nan}),
     ("sampling.temperature", "x", {"temperature": math.inf}),
@@ -175,6 +178,12 @@ def test_other_calls_name_what_is_wrong_too(tmp_path: Path):
                 await stub.GetModel(pb.GetModelRequest(model="other"))
             with refused(INVALID, "token_ids[1]"):
                 await stub.Detokenize(pb.DetokenizeRequest(token_ids=[1, 768]))
+            limit = 16 * LIMITS.max_model_len
+            with refused(INVALID, "token_ids"):
+                await stub.Detokenize(pb.DetokenizeRequest(token_ids=[-1] * (limit + 1)))
+            for count in (10, limit):
+                with refused(INVALID, f"token_ids[{count - 1}]"):
+                    await stub.Detokenize(pb.DetokenizeRequest(token_ids=[1] * (count - 1) + [-1]))
             with refused(INVALID, "prompt"):
                 await stub.Tokenize(pb.TokenizeRequest())
             assert not (await stub.Tokenize(pb.TokenizeRequest(text=""))).token_ids
@@ -187,6 +196,48 @@ def test_other_calls_name_what_is_wrong_too(tmp_path: Path):
                     await getattr(admin, name)(getattr(admin_pb2, f"{name}Request")())
 
     run(test)
+
+
+def test_a_request_of_more_than_8_mib_is_refused_whole(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            for size in (8 * 2**20, 60 * 2**20):
+                with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                    await service.stub.Tokenize(pb.TokenizeRequest(text="x" * size))
+
+    run(test)
+
+
+@pytest.mark.parametrize("letter", ["x", "\n", "\U0001f600"])
+def test_what_a_client_is_told_is_short_however_long_its_words_are(letter: str, tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await service.stub.GetModel(pb.GetModelRequest(model=letter * 20_000))
+            assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+            details = failure.value.details() or ""
+            assert len(details) <= 250
+            assert details.startswith("model: ")
+            assert details.endswith("is not served here, 'demo' is")
+
+    run(test)
+
+
+class Writer:
+    """A method like those of the services, whose client has gone."""
+
+    @handler
+    async def Write(self, request: bytes, context: Any) -> None:
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+
+def test_a_client_that_vanishes_during_a_write_is_no_bug(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Writer().Write(b"", None))
+    logged = capfd.readouterr()
+    assert "a handler failed" not in logged.out + logged.err
 
 
 def test_a_bug_shows_as_an_id_and_no_stack(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
