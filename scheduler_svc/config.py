@@ -37,6 +37,8 @@ class SchedulerConfig:
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves running requests."""
     take_over: bool = False
+    record: str | None = None
+    """Where to write every session, plan and result; None: nowhere."""
     insecure: bool = False
     log_level: str = "info"
 
@@ -46,6 +48,7 @@ class SchedulerConfig:
         _require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""
         _require("served_model_name", named, "must not be empty", self)
+        _require("record", self.record is None or self.record != "", "must not be empty", self)
         if self.batching != "continuous":
             raise ValueError(f"--batching: {self.batching!r} is not served yet, only continuous is")
         tokens = self.max_num_batched_tokens
@@ -106,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
+    _add(parser, "record", "write every session, plan and result to this file", metavar="F")
     _add(parser, "log_level", "least severe log lines to write")
     group = parser.add_argument_group("scheduling")
     _add(group, "batching", "continuous is served")

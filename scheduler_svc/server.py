@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -45,6 +46,7 @@ class SchedulerServer:
             self._inbox.put_nowait,
             take_over=config.take_over,
             loss_timeout=config.executor_loss_timeout,
+            record=Path(config.record) if config.record else None,
         )
         self.frontend = Frontend(self._inbox.put_nowait, self._on_serving)
         self._engine = Engine(
@@ -97,6 +99,7 @@ class SchedulerServer:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        await asyncio.to_thread(self._link.close)
         remove_socket(self._config.listen)
 
     async def _on_serving(self, serving: bool) -> None:
