@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint protos bench serve clean
+.PHONY: demo test lint protos bench bench-scheduler serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +38,9 @@ lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 protos: $(INSTALLED)  ## Generate the Python stubs beside the .proto files
 	$(BIN)/python protos/generate.py
 
-bench: $(INSTALLED)  ## The scheduler core alone
+bench: bench-scheduler  ## All benchmarks that need no GPU
+
+bench-scheduler: $(INSTALLED)  ## The scheduler core alone, and its side of a step
 	$(BIN)/python benchmarks/scheduler.py
 
 clean:

@@ -115,8 +115,8 @@ def churn(num_sequences: int) -> float:
 
 
 def prefix_blocks() -> float:
-    """Microseconds a block to hash, look up and confirm the prefix of a prompt of 256 blocks, all of it cached."""
-    num_blocks = 256
+    """Microseconds a block to hash, look up and confirm the prefix of a prompt of 1,024 blocks, all of it cached."""
+    num_blocks = 1024
     session = Session("benchmark", 2 * num_blocks, BLOCK_SIZE, 1, num_blocks * BLOCK_SIZE, 8192, VOCAB_SIZE)
     core = Scheduler(CoreConfig(8192), session)
     prompt = np.random.default_rng(0).integers(0, END_TOKEN, num_blocks * BLOCK_SIZE - 8, dtype=np.int32)

@@ -11,9 +11,9 @@ _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 30.0
 class Admission:
     """The door: open while there is an executor, the server does not drain, and the queue has room."""
 
-    def __init__(self, max_queue_size: int) -> None:
-        """`max_queue_size` is the most requests that wait for their first step."""
-        self._max_queue_size = max_queue_size
+    def __init__(self, max_queue_size: int, max_queue_tokens: int | None = None) -> None:
+        """The most requests that wait for their first step, and the most prompt tokens that they have together."""
+        self._max_queue_size, self._max_queue_tokens = max_queue_size, max_queue_tokens
         self._recent_starts: deque[float] = deque(maxlen=_NUM_RECENT_STARTS)
         self.has_executor = False
         self.is_draining = False
@@ -27,14 +27,21 @@ class Admission:
         """Notes that a request was started."""
         self._recent_starts.append(now)
 
-    def refusal(self, num_waiting: int) -> Problem | None:
-        """Why no request is accepted, with so many waiting; None where one is."""
+    def refusal(self, num_waiting: int, num_waiting_tokens: int, num_tokens: int) -> Problem | None:
+        """Why a prompt of `num_tokens` is not accepted, with so many requests and tokens waiting; None where it is.
+
+        A prompt longer than the queue's bound is accepted into an empty queue, or it never would be.
+        """
         if self.is_draining:
             return Problem(Code.UNAVAILABLE, "the server is draining")
         if not self.has_executor:
             return Problem(Code.UNAVAILABLE, "there is no executor")
-        if num_waiting >= self._max_queue_size:
-            description = f"{num_waiting} requests are waiting already"
+        limit = self._max_queue_tokens
+        has_too_many_tokens = (
+            limit is not None and num_waiting > 0 and num_waiting_tokens + num_tokens > limit
+        )
+        if num_waiting >= self._max_queue_size or has_too_many_tokens:
+            description = f"{num_waiting} requests of {num_waiting_tokens} prompt tokens are waiting already"
             retry_seconds = self._retry_seconds(num_waiting)
             return Problem(Code.RESOURCE_EXHAUSTED, description, retry_seconds=retry_seconds)
         return None

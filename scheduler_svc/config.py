@@ -8,10 +8,16 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from nanoserve.address import check_address
+from scheduler_svc.core.policy import POLICIES
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_EXECUTOR = "127.0.0.1:50061"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+_CHOICES = {
+    "batching": tuple(POLICIES),
+    "kv_allocation": ("paged", "contiguous"),
+    "log_level": _LOG_LEVELS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,12 @@ class SchedulerConfig:
     pipeline_depth: int = 2
     max_queue_size: int = 4096
     """Most requests that wait for their first step."""
+    max_queue_tokens: int | None = None
+    """Most prompt tokens of requests that wait for their first step; None: no limit."""
+    priority_aging_seconds: float | None = None
+    """Waiting this long is worth one class of priority; None: classes are strict."""
+    kv_allocation: str = "paged"
+    kv_cache: bool = True
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     executor_loss_timeout: float = 120.0
@@ -49,8 +61,14 @@ class SchedulerConfig:
         named = self.served_model_name is None or self.served_model_name != ""
         _require("served_model_name", named, "must not be empty", self)
         _require("record", self.record is None or self.record != "", "must not be empty", self)
-        if self.batching != "continuous":
-            raise ValueError(f"--batching: {self.batching!r} is not served yet, only continuous is")
+        for name, choices in _CHOICES.items():
+            _require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}", self)
+        if not self.kv_cache and self.batching != "naive":
+            raise ValueError(f"--no-kv-cache: is for --batching naive, not {self.batching}")
+        queue_tokens, aging = self.max_queue_tokens, self.priority_aging_seconds
+        _require("max_queue_tokens", queue_tokens is None or queue_tokens >= 1, "must be at least 1", self)
+        ages = aging is None or (math.isfinite(aging) and aging > 0)
+        _require("priority_aging_seconds", ages, "must be finite and more than 0", self)
         tokens = self.max_num_batched_tokens
         _require("max_num_batched_tokens", tokens is None or tokens >= 1, "must be at least 1", self)
         for name in ("pipeline_depth", "max_queue_size"):
@@ -58,7 +76,6 @@ class SchedulerConfig:
         for name in ("executor_loss_timeout", "drain_timeout"):
             seconds = getattr(self, name)
             _require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
-        _require("log_level", self.log_level in _LOG_LEVELS, f"must be one of {', '.join(_LOG_LEVELS)}", self)
         if not self.insecure and not _is_local(self.listen):
             raise ValueError(
                 f"--listen: {self.listen!r} can be reached from other machines and TLS is not served yet;"
@@ -78,7 +95,7 @@ def _is_local(address: str) -> bool:
 
 def flag(name: str) -> str:
     """The flag that sets a field of SchedulerConfig."""
-    prefix = "--no-" if name.startswith("enable_") else "--"
+    prefix = "--no-" if name.startswith("enable_") or name == "kv_cache" else "--"
     return prefix + name.replace("_", "-")
 
 
@@ -112,10 +129,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "record", "write every session, plan and result to this file", metavar="F")
     _add(parser, "log_level", "least severe log lines to write")
     group = parser.add_argument_group("scheduling")
-    _add(group, "batching", "continuous is served")
+    _add(group, "batching", "how sequences share steps; all but continuous are for study")
     _add(group, "max_num_batched_tokens", "most tokens a step computes (default: the executor's)", type=int)
     _add(group, "pipeline_depth", "most plans sent and not yet answered", type=int)
     _add(group, "max_queue_size", "most requests that wait", type=int)
+    _add(group, "max_queue_tokens", "most prompt tokens that wait (default: no limit)", type=int)
+    _add(
+        group,
+        "priority_aging_seconds",
+        "wait worth one class of priority (default: strict classes)",
+        type=float,
+    )
+    _add(group, "kv_allocation", "contiguous: blocks for the longest sequence for each; for study")
+    _add(group, "kv_cache", "with --batching naive: compute every token from the whole sequence; for study")
     _add(group, "enable_prefix_caching", "compute every prompt as a whole")
     _add(group, "enable_chunked_prefill", "compute each prompt in one step")
     return parser

@@ -83,7 +83,6 @@ class Engine:
         self._sent: deque[_Sent] = deque()
         self._epoch = 0
         """Of the open session; 0 while there is none. A new executor instance begins again at 1."""
-        self._num_sessions = 0
         self._drains: list[int] = []
         """Keys of the drains to answer."""
         self._num_aborted = 0
@@ -135,8 +134,9 @@ class Engine:
     # Requests
 
     def _submit(self, command: msg.Submit) -> None:
-        request = command.request
-        problem = self._admission.refusal(self._live.num_waiting)
+        request, live = command.request, self._live
+        num_tokens = len(request.prompt_token_ids)
+        problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
         if self._live.has_id(request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
         if problem is None:
@@ -146,7 +146,7 @@ class Engine:
             except RequestRefused as error:
                 problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
             else:
-                self._live.add(command.key, request.request_id, sequence_ids)
+                self._live.add(command.key, request.request_id, sequence_ids, num_tokens)
                 self._publish(msg.Accepted(command.key, sequence_ids))
                 return
         self._publish(msg.Refused(command.key, problem))
@@ -231,7 +231,7 @@ class Engine:
     def _note_starts(self, starts: list[SequenceStart], now: float) -> None:
         started = []
         for start in starts:
-            request = self._live.start(start.sequence_id, self._num_sessions)
+            request = self._live.start(start.sequence_id, start.num_preemptions)
             if request is not None:
                 self._admission.add_start(now)
                 started.append(msg.Started(request.key, start.num_computed_tokens))
@@ -338,7 +338,6 @@ class Engine:
                 self._fail(request, Problem(Code.RESOURCE_EXHAUSTED, description))
         self._sent.clear()
         self._epoch = event.epoch
-        self._num_sessions += 1
         self._admission.has_executor = True
         self._publish_state(
             max_model_len=self._core.max_model_len,

@@ -259,9 +259,12 @@ class ExecutorLink:
         self._last_session = (opened.description.instance_id, opened.epoch)
         self._outgoing = asyncio.Queue()
         self._stop_clock()
+        try:
+            session = decode_session(opened.description)
+        except WireError as error:
+            raise _Final(LinkFailed(f"--executor: {self._address}: {error}")) from error
         if self._recorder is not None:
             self._recorder.opened(opened)
-        session = decode_session(opened.description)
         self._emit(SessionOpened(session, opened.epoch, self._weights_fingerprint))
 
     async def _refused(self, call: _Call) -> Exception:

@@ -13,6 +13,7 @@ class LiveRequest:
     key: int
     request_id: str
     sequence_ids: tuple[int, ...]
+    num_prompt_tokens: int
     live: set[int]
     """Those of its sequences that have not ended."""
     is_started: bool = False
@@ -23,8 +24,8 @@ class LiveRequest:
 @dataclass(slots=True)
 class _LiveSequence:
     request: LiveRequest
-    last_session: int | None = None
-    """Number of the session in which it was last started."""
+    num_preemptions: int = 0
+    """As of its last start."""
 
 
 @dataclass(slots=True)
@@ -33,6 +34,8 @@ class LiveRequests:
 
     num_waiting: int = 0
     """Requests none of whose sequences was started."""
+    num_waiting_tokens: int = 0
+    """Their prompt tokens."""
     _by_key: dict[int, LiveRequest] = field(default_factory=dict)
     _ids: set[str] = field(default_factory=set)
     _sequences: dict[int, _LiveSequence] = field(default_factory=dict)
@@ -49,13 +52,14 @@ class LiveRequests:
         """Whether a live request has this id."""
         return request_id in self._ids
 
-    def add(self, key: int, request_id: str, sequence_ids: tuple[int, ...]) -> None:
+    def add(self, key: int, request_id: str, sequence_ids: tuple[int, ...], num_prompt_tokens: int) -> None:
         """Takes in an accepted request."""
-        request = LiveRequest(key, request_id, sequence_ids, set(sequence_ids))
+        request = LiveRequest(key, request_id, sequence_ids, num_prompt_tokens, set(sequence_ids))
         self._by_key[key] = request
         self._ids.add(request_id)
         self._sequences |= {sequence_id: _LiveSequence(request) for sequence_id in sequence_ids}
         self.num_waiting += 1
+        self.num_waiting_tokens += num_prompt_tokens
 
     def by_key(self, key: int) -> LiveRequest | None:
         """The request of that key, if it is live."""
@@ -66,17 +70,16 @@ class LiveRequests:
         sequence = self._sequences.get(sequence_id)
         return sequence.request if sequence is not None else None
 
-    def start(self, sequence_id: int, session: int) -> LiveRequest | None:
-        """Notes a start in a session; returns the request where it was the first start of its first sequence."""
+    def start(self, sequence_id: int, num_preemptions: int) -> LiveRequest | None:
+        """Notes a start after so many preemptions; returns the request where it was the first of its first sequence."""
         sequence = self._sequences[sequence_id]
         request = sequence.request
-        # A start in the session of the one before comes from preemption, in another from the loss of that session.
-        request.num_preemptions += sequence.last_session == session
-        sequence.last_session = session
+        request.num_preemptions += num_preemptions - sequence.num_preemptions
+        sequence.num_preemptions = num_preemptions
         if request.is_started or sequence_id != request.sequence_ids[0]:
             return None
         request.is_started = True
-        self.num_waiting -= 1
+        self._leave_queue(request)
         return request
 
     def advance(self, sequence_ids: Iterable[int]) -> None:
@@ -111,4 +114,9 @@ class LiveRequests:
     def _forget(self, request: LiveRequest) -> None:
         del self._by_key[request.key]
         self._ids.discard(request.request_id)
-        self.num_waiting -= not request.is_started
+        if not request.is_started:
+            self._leave_queue(request)
+
+    def _leave_queue(self, request: LiveRequest) -> None:
+        self.num_waiting -= 1
+        self.num_waiting_tokens -= request.num_prompt_tokens

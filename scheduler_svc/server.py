@@ -51,7 +51,7 @@ class SchedulerServer:
         self.frontend = Frontend(self._inbox.put_nowait, self._on_serving)
         self._engine = Engine(
             _core_config(config),
-            Admission(config.max_queue_size),
+            Admission(config.max_queue_size, config.max_queue_tokens),
             self._inbox,
             self._link,
             self.frontend.receive,
@@ -117,5 +117,9 @@ def _core_config(config: SchedulerConfig) -> CoreConfig:
         pipeline_depth=config.pipeline_depth,
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
+        priority_aging_seconds=config.priority_aging_seconds,
+        batching=config.batching,
+        kv_allocation=config.kv_allocation,
+        enable_kv_cache=config.kv_cache,
         hash_seed=secrets.randbits(64),
     )

@@ -9,6 +9,16 @@ from scheduler_svc.core.request import Int32Array, Sampling
 from scheduler_svc.core.step import PromptSlice, SequenceStart, Session, StepPlan, StepResult
 from scheduler_svc.messages import PromptLogprobs, TokenLogprobs
 
+_LEAST_SIZES = {
+    "num_blocks": 2,
+    "block_size": 1,
+    "max_num_seqs": 1,
+    "max_model_len": 2,
+    "max_num_batched_tokens": 1,
+    "max_num_decode_steps": 1,
+    "max_plans_in_flight": 1,
+    "vocab_size": 1,
+}
 _STATUS_OK = int(pb.STEP_STATUS_OK)
 _ROW_OK = int(pb.ROW_STATUS_OK)
 
@@ -54,7 +64,10 @@ class StepFailed:
 
 
 def decode_session(description: pb.ExecutorDescription) -> Session:
-    """The sizes of an executor."""
+    """The sizes of an executor; WireError where they could not serve."""
+    for name, least in _LEAST_SIZES.items():
+        if getattr(description, name) < least:
+            raise WireError(f"description.{name} is {getattr(description, name)}, must be at least {least}")
     return Session(
         instance_id=description.instance_id,
         num_blocks=description.num_blocks,

@@ -6,11 +6,11 @@ more); block 0 is none of them and is never given out. So at all times, with N b
     N - 1 = num_free + num_cached + num_held          a shared block counted once
 
 Cached blocks are given out when no free one is left, least recently released first. A sequence releases its deepest
-block first, so a prefix is always evicted from its end.
+block first, so a prefix is evicted from its end.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class BlockPool:
@@ -46,6 +46,10 @@ class BlockPool:
         """How many sequences hold the block."""
         return self._num_holders[block]
 
+    def num_cached_of(self, blocks: Sequence[int]) -> int:
+        """How many of the blocks nobody holds."""
+        return [self._num_holders[block] for block in blocks].count(0)
+
     def allocate(self, num_blocks: int) -> list[int]:
         """Gives out blocks, held once each. The caller has checked `num_available`, and forgets their prefixes."""
         blocks = []
@@ -55,17 +59,20 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def hold(self, block: int) -> None:
-        """Adds a holder to a block that is held or cached."""
-        if self._num_holders[block] == 0:
-            del self._cached[block]
-        self._num_holders[block] += 1
+    def hold(self, blocks: Iterable[int]) -> None:
+        """Adds a holder to each block; they are held or cached."""
+        num_holders = self._num_holders
+        for block in blocks:
+            if num_holders[block] == 0:
+                del self._cached[block]
+            num_holders[block] += 1
 
     def release(self, blocks: Iterable[int], is_cached: Callable[[int], bool]) -> None:
         """Takes a holder from each block; those left without any become cached or free, as `is_cached` says."""
+        num_holders = self._num_holders
         for block in blocks:
-            self._num_holders[block] -= 1
-            if self._num_holders[block] == 0:
+            num_holders[block] -= 1
+            if num_holders[block] == 0:
                 if is_cached(block):
                     self._cached[block] = None
                 else:

@@ -4,45 +4,41 @@ A cached block always has an entry in the prefix cache, and a block that is give
 """
 
 from scheduler_svc.core.block_pool import BlockPool
+from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.prefix_cache import TOKEN_BYTES, CacheEntry, PrefixCache
 from scheduler_svc.core.sequence import Sequence
-from scheduler_svc.core.step import Session
 
 
 class KVCache:
     """Gives blocks to sequences, and finds and remembers their prefixes."""
 
-    def __init__(self, session: Session, *, enable_prefix_caching: bool, hash_seed: int) -> None:
-        self.block_size = session.block_size
-        self.pool = BlockPool(session.num_blocks)
-        self.prefixes = PrefixCache(session.block_size, hash_seed)
+    def __init__(self, num_blocks: int, limits: Limits, *, enable_prefix_caching: bool, seed: int) -> None:
+        """`num_blocks` counts block 0; `seed` is that of the prefix keys."""
+        self._limits, self._block_size = limits, limits.block_size
+        self.pool = BlockPool(num_blocks)
+        self.prefixes = PrefixCache(limits.block_size, seed)
         self._enable_prefix_caching = enable_prefix_caching
-
-    def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks hold this many tokens."""
-        return -(-num_tokens // self.block_size)
 
     def find_hits(self, sequence: Sequence) -> list[CacheEntry]:
         """Entries for a prefix of a waiting sequence: all but its last token at the most, which must be computed."""
         if not self._enable_prefix_caching or sequence.owes_prompt_logprobs:
             return []
-        max_blocks = (len(sequence.token_ids) - 1) // self.block_size
+        max_blocks = (len(sequence.token_ids) - 1) // self._block_size
         salt = sequence.request.cache_salt
         return self.prefixes.find(sequence.token_ids.astype("<i4").tobytes(), salt, max_blocks)
 
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
-        num_idle_hits = sum(self.pool.num_holders(entry.block) == 0 for entry in hits)
-        return self.blocks_for(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
+        num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
+        return self._limits.blocks_to_start(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
-        """Gives a sequence about to start its hits and new blocks for all its other known tokens."""
-        for entry in hits:
-            self.pool.hold(entry.block)
+        """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""
         sequence.block_table = [entry.block for entry in hits]
+        self.pool.hold(sequence.block_table)
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
         sequence.last_entry = hits[-1] if hits else None
-        self.grow(sequence, self.blocks_for(len(sequence.token_ids)) - len(hits))
+        self.grow(sequence, self._limits.blocks_to_start(len(sequence.token_ids)) - len(hits))
 
     def grow(self, sequence: Sequence, num_blocks: int) -> list[int]:
         """Appends new blocks to a sequence's table; returns them. There is room."""
@@ -65,7 +61,7 @@ class KVCache:
         `confirmed` known to be done.
         """
         made = []
-        size = self.block_size * TOKEN_BYTES
+        size = self._block_size * TOKEN_BYTES
         while 0 <= sequence.num_registered_blocks < len(tokens) // size:
             index = sequence.num_registered_blocks
             block, salt = sequence.block_table[index], sequence.request.cache_salt

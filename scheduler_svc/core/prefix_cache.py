@@ -50,23 +50,21 @@ class PrefixCache:
 
     def find(self, tokens: bytes, salt: bytes, max_blocks: int) -> list[CacheEntry]:
         """Returns the longest chain of entries for a prefix of `tokens` (little-endian int32), at most `max_blocks`."""
-        size, chain = self._block_bytes, []
+        # The hottest loop of a start: what it looks up is bound first.
+        size, seed, digest, get = self._block_bytes, self._seed, xxh3_128_digest, self._by_key.get
+        chain: list[CacheEntry] = []
         parent: CacheEntry | None = None
         key = self._salt_key(salt)
         for start in range(0, max_blocks * size, size):
             block_tokens = tokens[start : start + size]
-            key = xxh3_128_digest(key + block_tokens, self._seed)
-            entry = self._by_key.get(key)
-            if (
-                entry is None
-                or entry.parent is not parent
-                or entry.tokens != block_tokens
-                or entry.salt != salt
-            ):
+            key = digest(key + block_tokens, seed)
+            entry = get(key)
+            if entry is None or entry.parent is not parent or entry.tokens != block_tokens:
                 break
             chain.append(entry)
             parent = entry
-        return chain
+        # An entry has its parent's salt, so the first one's is that of all.
+        return chain if chain and chain[0].salt == salt else []
 
     def add(
         self, parent: CacheEntry | None, tokens: bytes, salt: bytes, block: int, *, confirmed: bool

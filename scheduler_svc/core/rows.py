@@ -31,6 +31,8 @@ class RowTable:
         self.max_len: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.num_blocks: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.last_step: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.is_padding: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
+        """Rows that decode on after their sequence ended."""
         self.end_token_ids: Int32Array = np.full((max_num_seqs, _MIN_END_TOKENS), -1, np.int32)
         # Left unwritten: the pages of a row become real memory as its sequence grows.
         self.token_ids: Int32Array = np.empty((max_num_seqs, max_model_len), np.int32)
@@ -65,12 +67,23 @@ class RowTable:
         sequence.last_step = int(self.last_step[row])
         sequence.row = -1
         self.sequences[row] = None
+        self.is_padding[row] = False
         self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
         self._free.append(row)
 
     def running(self) -> list[Sequence]:
         """All sequences that hold a row, by row."""
         return [sequence for sequence in self.sequences if sequence is not None]
+
+    def pad(self, sequence: Sequence, max_len: int) -> None:
+        """Makes the row of a sequence that has ended decode on, to at most `max_len` tokens."""
+        self.is_padding[sequence.row] = True
+        self.max_len[sequence.row] = max_len
+
+    def num_unused_slots(self, block_size: int) -> int:
+        """Slots of the rows' blocks beyond what is computed or planned."""
+        on_rows = self.incarnation != 0
+        return int((self.num_blocks[on_rows] * block_size - self.num_planned[on_rows]).sum())
 
     def at(self, row: int) -> Sequence:
         """The sequence that holds a row. It is not clear."""

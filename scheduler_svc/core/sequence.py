@@ -18,6 +18,8 @@ class Sequence:
     """Which of the request's outputs it is."""
     token_ids: Int32Array
     """All confirmed tokens, prompt first; current only while the sequence waits."""
+    urgency: float
+    """The smaller goes first; what orders sequences before their arrival does."""
     row: int = -1
     """Its row while it runs."""
     incarnation: int = 0
@@ -30,13 +32,14 @@ class Sequence:
     last_step: int = 0
     """The last step planned before it was preempted; it is not started again before that step's result."""
     was_started: bool = False
+    num_preemptions: int = 0
     num_prompt_positions_judged: int = 0
     """Prompt positions whose log-probabilities were reported, position 0, which has none, not counted."""
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[float, int]:
         """Orders sequences: the smaller runs first and is preempted last."""
-        return (-self.request.priority, self.sequence_id)
+        return (self.urgency, self.sequence_id)
 
     @property
     def seed(self) -> int:

@@ -16,6 +16,8 @@ class Counters:
     num_output_tokens: int = 0
     num_late_tokens: int = 0
     """Sampled for sequences that had ended before their result came."""
+    num_padded_tokens: int = 0
+    """Sampled by rows that a static batch keeps after their sequence ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,10 @@ class Stats:
     """A reading of the core. Blocks: total = free + cached + held."""
 
     num_running: int
+    num_padding: int
+    """Rows that a static batch keeps after their sequence ended."""
+    num_unused_slots: int
+    """Token slots of the blocks that rows hold with no KV in them, nor any planned."""
     num_waiting: int
     num_total_blocks: int
     num_free_blocks: int
@@ -35,3 +41,4 @@ class Stats:
     num_steps: int
     num_output_tokens: int
     num_late_tokens: int
+    num_padded_tokens: int

@@ -50,6 +50,8 @@ class SequenceStart(NamedTuple):
     end_token_ids: tuple[int, ...]
     is_restart: bool
     """Whether the sequence was started before: preempted, or carried over a lost session."""
+    num_preemptions: int
+    """How many times it was preempted so far."""
 
     @classmethod
     def of(cls, sequence: Sequence, num_computed_tokens: int) -> "SequenceStart":
@@ -70,6 +72,7 @@ class SequenceStart(NamedTuple):
             min_tokens=request.min_tokens,
             end_token_ids=request.end_token_ids,
             is_restart=sequence.was_started,
+            num_preemptions=sequence.num_preemptions,
         )
 
 

@@ -13,7 +13,7 @@ class WaitingQueue:
     """A heap of sequences by (priority, arrival), with removal by marking."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Sequence]] = []
+        self._heap: list[tuple[float, int, Sequence]] = []
         self._members: set[int] = set()
 
     def __len__(self) -> int:

@@ -104,21 +104,24 @@ class Blocks:
         for block in stay.table:
             self._blocks[block].num_holders -= 1
 
-    def write(self, stay: Stay, num_tokens: int) -> list[int]:
-        """Writes the next positions of a stay; returns the blocks written to."""
+    def write(self, stay: Stay, num_tokens: int) -> dict[int, int]:
+        """Writes the next positions of a stay; returns, by block written to, which of the tokens is its last."""
         end = stay.length + num_tokens
         what = f"row {stay.row} writes up to position {end - 1} with {len(stay.table)} blocks"
         require(end <= len(stay.table) * self.block_size, FaultKind.NO_SLOT, what)
         first, last = stay.length // self.block_size, (end - 1) // self.block_size
         for index in range(first, last + 1):
-            block, begin = self._blocks[stay.table[index]], max(stay.length - index * self.block_size, 0)
+            block, offset = self._blocks[stay.table[index]], max(stay.length - index * self.block_size, 0)
             own = block.writer is stay and block.index == index
             what = f"row {stay.row} writes to block {stay.table[index]}, which is not its own"
             require(own, FaultKind.TWO_WRITERS, what)
-            assert block.num_written == begin, "positions are contiguous"
+            assert block.num_written == offset, "positions are contiguous"
             block.num_written = min(end - index * self.block_size, self.block_size)
-        stay.length = end
-        return stay.table[first : last + 1]
+        begin, stay.length = stay.length, end
+        return {
+            stay.table[index]: min(end, (index + 1) * self.block_size) - 1 - begin
+            for index in range(first, last + 1)
+        }
 
     def check_prefix(self, stay: Stay, num_tokens: int) -> None:
         """Raises Found unless the first blocks of a table hold the stay's first `num_tokens` tokens, a whole prefix."""

@@ -55,9 +55,13 @@ class _InFlight:
     plan: PlanView
     stays: dict[int, Stay]
     """Of the rows that sample: a result belongs to the stay that the plan was made for."""
-    touched: set[int]
-    """Blocks given out or written: what they hold is certain once the plan is answered."""
+    touched: dict[int, int]
+    """Blocks given out or written: what they hold is certain once this sub-step is answered."""
     next_sub_step: int = 0
+
+    def uncertain(self) -> set[int]:
+        """Blocks that sub-steps not answered so far give out or write to."""
+        return {block for block, sub_step in self.touched.items() if sub_step >= self.next_sub_step}
 
 
 @dataclass(slots=True)
@@ -141,7 +145,7 @@ class _Verifier:
     def _end_session(self) -> None:
         """Whatever is unanswered may have run or not."""
         if self._session is not None:
-            unanswered = (planned.touched for planned in self._session.in_flight)
+            unanswered = (planned.uncertain() for planned in self._session.in_flight)
             self._blocks.forget(self._session.void.union(*unanswered))
             self._blocks.release_all()
         self._session = None
@@ -161,14 +165,15 @@ class _Verifier:
         for row in plan.release_rows:
             self._blocks.release(self._held(session, row))
             del session.rows[row]
-        touched: set[int] = set()
+        last_sub_step = plan.num_decode_steps - 1
+        touched: dict[int, int] = {}
         for start in plan.starts:
-            touched |= self._start(session, start)
+            touched |= dict.fromkeys(self._start(session, start), last_sub_step)
         for row, block in zip(plan.new_block_rows, plan.new_block_ids, strict=True):
             self._blocks.give(self._held(session, row), block)
-            touched.add(block)
+            touched[block] = last_sub_step
         for prefill in plan.prefills:
-            touched |= self._prefill(self._held(session, prefill.row), prefill)
+            touched |= dict.fromkeys(self._prefill(self._held(session, prefill.row), prefill), 0)
         stays = {run.row: session.rows[run.row] for run in plan.prefills if run.samples}
         prefilled = {run.row for run in plan.prefills}
         require(len(prefilled) == len(plan.prefills), FaultKind.BAD_PLAN, "a row is in two prefills")
@@ -204,7 +209,8 @@ class _Verifier:
             raise Found(FaultKind.ROW_NOT_HELD, f"row {row} is not held")
         return session.rows[row]
 
-    def _start(self, session: _Session, start: StartView) -> set[int]:
+    def _start(self, session: _Session, start: StartView) -> list[int]:
+        """Returns the blocks that the row may write."""
         executor, row, num_known = self._executor, start.row, len(start.token_ids)
         require(row not in session.rows, FaultKind.ROW_TAKEN, f"row {row} is held")
         num_shared = start.num_computed_tokens // executor.block_size
@@ -226,9 +232,10 @@ class _Verifier:
             self._blocks.give(stay, block)
         self.report.num_starts += 1
         self.report.num_hit_tokens += start.num_computed_tokens
-        return set(start.block_table[num_shared:])
+        return start.block_table[num_shared:]
 
-    def _prefill(self, stay: Stay, run: pb.Prefill) -> set[int]:
+    def _prefill(self, stay: Stay, run: pb.Prefill) -> Iterable[int]:
+        """Returns the blocks written."""
         row, end = stay.row, run.first_position + run.num_tokens
         what = f"a prefill of row {row} from position {run.first_position}, it has {stay.length}"
         require(run.first_position == stay.length, FaultKind.POSITION_GAP, what)
@@ -237,16 +244,17 @@ class _Verifier:
         ends = end == stay.num_start_tokens
         what = f"a prefill of row {row} says {run.samples} of whether it ends the known tokens"
         require(run.samples is ends, FaultKind.BAD_PLAN, what)
-        return set(self._blocks.write(stay, run.num_tokens))
+        return self._blocks.write(stay, run.num_tokens)
 
-    def _decode(self, stay: Stay, steps: int, most: int) -> set[int]:
+    def _decode(self, stay: Stay, steps: int, most: int) -> dict[int, int]:
+        """Returns, by block written, the sub-step that writes it last."""
         what = f"row {stay.row} decodes {steps} of at most {most} steps"
         require(1 <= steps <= most, FaultKind.BAD_PLAN, what)
         what = f"row {stay.row} decodes with {stay.length} of {stay.num_start_tokens} tokens computed"
         require(stay.length >= stay.num_start_tokens, FaultKind.POSITION_GAP, what)
         fits = stay.length + steps <= self._executor.max_model_len
         require(fits, FaultKind.NO_SLOT, f"row {stay.row} decodes past max_model_len")
-        return set(self._blocks.write(stay, steps))
+        return self._blocks.write(stay, steps)
 
     # Results
 
@@ -271,14 +279,14 @@ class _Verifier:
             if result.last:
                 session.in_flight.popleft()
         elif skipped:
-            session.void |= session.in_flight.popleft().touched
+            session.void |= session.in_flight.popleft().uncertain()
         else:
             raise Found(FaultKind.BAD_RESULT, f"status {result.status} is unknown")
 
     def _take_failure(self, session: _Session, result: pb.StepResult) -> None:
         error = result.error
         self.report.num_failures += 1
-        session.void |= session.in_flight.popleft().touched
+        session.void |= session.in_flight.popleft().uncertain()
         session.has_failed = True
         blamed = error.code in _SCHEDULER_FAULTS
         require(

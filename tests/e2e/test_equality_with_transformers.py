@@ -85,3 +85,9 @@ def test_tokens_and_logprobs_equal_those_of_transformers(shape: Shape, tmp_path:
         )
         for prompt, completion in zip(prompts, completions, strict=True):
             check_completion(model, prompt, completion)
+        # Scoring: the result that ends the sequence judges the prompt's last tokens.
+        scored = client.generate(prompts[2], max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        expected = reference_logprobs(model, prompts[2])
+        assert scored.prompt_logprobs is not None
+        for position, entry in enumerate(scored.prompt_logprobs[1:]):
+            check_logprob(entry, expected[position], prompts[2][position + 1])

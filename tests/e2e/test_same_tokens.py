@@ -121,3 +121,23 @@ def test_every_stream_equals_its_run_alone(
         assert load.num_prefix_hit_tokens == 0
     else:
         assert load.num_prefix_hit_tokens > 0
+
+
+@pytest.mark.parametrize(
+    "scheduler_flags",
+    [
+        pytest.param(["--batching=static"], id="static"),
+        pytest.param(["--batching=static", "--kv-allocation=contiguous"], id="static_contiguous"),
+        pytest.param(["--batching=naive", "--no-kv-cache"], id="naive_without_kv_cache"),
+    ],
+)
+def test_the_policies_of_the_study_change_no_token(
+    alone: list[tuple[str, tuple[int, ...]]], scheduler_flags: list[str]
+):
+    cases = make_cases(1)[:9]
+    with LocalServer(executor_flags=[DTYPE, "--max-num-seqs=8"], scheduler_flags=scheduler_flags) as server:
+        got = asyncio.run(run_together(server.address, cases))
+        with Client(server.address) as client:
+            assert wait_until_idle(client).num_held_blocks == 0
+    for case, expected, answer in zip(cases, alone, got, strict=False):
+        assert answer == expected or (answer is None and case.leaves_after is not None)

@@ -53,7 +53,11 @@ def test_every_flag_sets_its_field():
 @pytest.mark.parametrize(
     ("argument", "named"),
     [
-        ("--batching=static", "--batching: 'static' is not served yet"),
+        ("--batching=dynamic", "--batching"),
+        ("--kv-allocation=slab", "--kv-allocation"),
+        ("--no-kv-cache", "--no-kv-cache"),
+        ("--priority-aging-seconds=0", "--priority-aging-seconds"),
+        ("--max-queue-tokens=0", "--max-queue-tokens"),
         ("--api-workers=2", "--api-workers"),
         ("--listen=8080", "--listen"),
         ("--listen=0.0.0.0:1", "--insecure"),

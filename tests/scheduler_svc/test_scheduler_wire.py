@@ -12,7 +12,7 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 from scheduler_svc.core.request import Request, Sampling
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import PrefillChunk, SequenceStart, Session, StepPlan
-from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, encode_plan
+from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, decode_session, encode_plan
 
 VOCAB_SIZE = 1000
 int32s = st.lists(st.integers(0, 2**31 - 1), max_size=5)
@@ -199,3 +199,15 @@ def test_256_short_prompts_start_in_plans_under_two_mebibytes(num_biases: int):
         sizes.append(encode_plan(plan).plan.ByteSize())
     assert max(sizes) <= 2 * 1024 * 1024
     assert len(sizes) <= 4
+
+
+@pytest.mark.parametrize(
+    "field", [field.name for field in pb.ExecutorDescription.DESCRIPTOR.fields if field.type == 5]
+)
+def test_an_executor_of_sizes_that_cannot_serve_is_refused_by_name(field: str):
+    sizes = {
+        other.name: 2 for other in pb.ExecutorDescription.DESCRIPTOR.fields if other.type == other.TYPE_INT32
+    }
+    assert decode_session(pb.ExecutorDescription(**sizes)).num_blocks == 2
+    with pytest.raises(WireError, match=field):
+        decode_session(pb.ExecutorDescription(**(sizes | {field: 0})))

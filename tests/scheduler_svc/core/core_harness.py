@@ -4,17 +4,15 @@ The executor applies each plan when it is made, as a real one would in order; th
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from executor_svc.plan import Prefill, RowSampling, StartRow, SubStepOutput
-from executor_svc.plan import StepPlan as ExecutorPlan
-from executor_svc.runner import RunnerLimits
 from executor_svc.virtual import VirtualExecutor, virtual_token
 from scheduler_svc.core.request import Finish, Request, sequence_seed
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
-from scheduler_svc.core.step import PromptSlice, Session, StepOutputs, StepPlan, StepResult
+from scheduler_svc.core.step import Session, StepOutputs, StepPlan, StepResult
+from scheduler_svc.simulate.plans import to_executor, to_limits, to_result
 
 VOCAB_SIZE = 13
 INSTANCE = "an instance"
@@ -49,6 +47,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     finish: Finish = Finish.NONE
     prompt_positions: list[int] = field(default_factory=list)
+    """Prompt positions judged, in the order in which they came."""
 
     def expected(self) -> tuple[list[int], Finish]:
         """The tokens and the end that the sequence gets when nothing else runs."""
@@ -59,6 +58,11 @@ class Answer:
             if tokens[-1] in self.request.end_token_ids:
                 return tokens, Finish.STOP
         return tokens, Finish.LENGTH
+
+    def expected_prompt_positions(self) -> list[int]:
+        """All but the first, once, where they were asked for; output 0 has them for all."""
+        wanted = self.request.sampling.prompt_logprobs is not None and self.index == 0
+        return list(range(1, len(self.request.prompt_token_ids))) if wanted else []
 
 
 class Harness:
@@ -75,18 +79,7 @@ class Harness:
         self.now = 0.0
 
     def _new_executor(self) -> VirtualExecutor:
-        session = self.session
-        limits = RunnerLimits(
-            num_blocks=session.num_blocks,
-            block_size=session.block_size,
-            max_num_seqs=session.max_num_seqs,
-            max_model_len=session.max_model_len,
-            max_num_batched_tokens=session.max_num_batched_tokens,
-            max_num_decode_steps=session.max_num_decode_steps,
-            max_plans_in_flight=session.max_plans_in_flight,
-            vocab_size=session.vocab_size,
-        )
-        return VirtualExecutor(limits)
+        return VirtualExecutor(to_limits(self.session))
 
     def add(self, prompt: list[int], max_tokens: int, **changes) -> tuple[int, ...]:
         """Adds a request; returns its sequence ids."""
@@ -115,16 +108,27 @@ class Harness:
                 self.under_way.append(to_result(plan.step_id, sub_step, last, output))
         return plan
 
-    def deliver(self) -> StepOutputs:
-        """Hands the oldest result under way to the core."""
-        outputs = self.core.update(self.under_way.popleft(), self.now)
+    def deliver(self, failed_row: int | None = None) -> StepOutputs:
+        """Hands the oldest result under way to the core, with one row (by its place in it) failed where asked."""
+        result = self.under_way.popleft()
+        if failed_row is not None and len(result.rows):
+            failed = np.arange(len(result.rows)) == failed_row % len(result.rows)
+            result = replace(
+                result, failed=failed, token_ids=np.where(failed, np.int32(-1), result.token_ids)
+            )
+        outputs = self.core.update(result, self.now)
+        for sequence_id, index, skip in outputs.prompt_slices:
+            piece = result.prompt_slices[index]
+            positions = range(piece.first_position + skip, piece.first_position + piece.num_positions)
+            self.answers[sequence_id].prompt_positions += positions
         for sequence_id, token, finish in zip(
             outputs.sequence_ids, outputs.token_ids, outputs.finishes, strict=True
         ):
             answer = self.answers[int(sequence_id)]
             assert answer.finish is Finish.NONE, "nothing comes after the end"
-            answer.tokens.append(int(token))
             answer.finish = Finish(finish)
+            if answer.finish is not Finish.FAILED:
+                answer.tokens.append(int(token))
         return outputs
 
     def lose_session(self, **session_changes) -> None:
@@ -151,46 +155,12 @@ class Harness:
         """Every sequence that was not aborted has ended, with the tokens it gets when alone; nothing is held."""
         for answer in self.answers.values():
             tokens, finish = answer.expected()
-            if answer.finish is Finish.NO_ROOM:
+            expected_positions = answer.expected_prompt_positions()
+            if answer.finish in (Finish.NO_ROOM, Finish.FAILED):
                 assert answer.tokens == tokens[: len(answer.tokens)]
+                assert answer.prompt_positions == expected_positions[: len(answer.prompt_positions)]
             else:
                 assert (answer.tokens, answer.finish) == (tokens, finish)
+                assert answer.prompt_positions == expected_positions
         stats = self.core.stats()
         assert (stats.num_held_blocks, stats.num_running, stats.num_waiting) == (0, 0, 0)
-
-
-def to_executor(plan: StepPlan) -> ExecutorPlan:
-    """A core's plan as the executor's, without the wire between."""
-    starts = tuple(
-        StartRow(
-            row=start.row,
-            token_ids=start.token_ids,
-            num_prompt_tokens=start.num_prompt_tokens,
-            num_computed_tokens=start.num_computed_tokens,
-            block_table=np.array(start.block_table, np.int32),
-            sampling=RowSampling(prompt_logprobs=start.sampling.prompt_logprobs),
-            seed=start.seed,
-        )
-        for start in plan.starts
-    )
-    return ExecutorPlan(
-        step_id=plan.step_id,
-        release_rows=np.array(plan.release_rows, np.int32),
-        starts=starts,
-        new_block_rows=np.array(plan.new_block_rows, np.int32),
-        new_block_ids=np.array(plan.new_block_ids, np.int32),
-        prefills=tuple(Prefill(*chunk) for chunk in plan.prefills),
-        decode_rows=plan.decode_rows,
-        decode_row_steps=plan.decode_row_steps,
-        num_decode_steps=plan.num_decode_steps,
-        masks=(),
-    )
-
-
-def to_result(step_id: int, sub_step: int, last: bool, output: SubStepOutput) -> StepResult:
-    """An executor's output as the result that the core gets."""
-    slices = tuple(
-        PromptSlice(piece.row, piece.first_position, len(piece.token_logprobs))
-        for piece in output.prompt_logprobs
-    )
-    return StepResult(step_id, sub_step, last, output.rows, output.token_ids, prompt_slices=slices)

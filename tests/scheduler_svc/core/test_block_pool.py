@@ -54,8 +54,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def hold(self, data: st.DataObject) -> None:
         blocks = sorted(self.with_prefix)
         chosen = data.draw(st.lists(st.sampled_from(blocks), min_size=1, unique=True))
-        for block in chosen:
-            self.pool.hold(block)
+        self.pool.hold(chosen)
         self.tables.append(chosen)
         self.evictable = [block for block in self.evictable if block not in chosen]
 
@@ -74,6 +73,8 @@ class BlockPoolMachine(RuleBasedStateMachine):
         assert self.pool.num_cached == len(self.evictable)
         assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == self.pool.num_total
         assert all(self.pool.num_holders(block) == count for block, count in self.holders.items())
+        held_or_cached = [*self.holders, *self.evictable]
+        assert self.pool.num_cached_of(held_or_cached) == len(self.evictable)
         assert 0 not in self.holders
 
 

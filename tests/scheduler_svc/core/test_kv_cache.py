@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.kv_cache import KVCache
+from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.request import Request
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.step import Session
@@ -10,17 +12,22 @@ from scheduler_svc.core.step import Session
 SESSION = Session("an instance", 6, 2, 4, 16, 16, 100)
 
 
+def make_cache(*, enable_prefix_caching: bool = True) -> KVCache:
+    limits = Limits(CoreConfig(max_num_batched_tokens=16), SESSION)
+    return KVCache(SESSION.num_blocks, limits, enable_prefix_caching=enable_prefix_caching, seed=0)
+
+
 def open_sequence(cache: KVCache, number: int, tokens: list[int]) -> Sequence:
     """A sequence that has its blocks, with every full one registered as if its step were confirmed."""
     prompt = np.array(tokens, np.int32)
-    sequence = Sequence(number, Request("r", prompt, 1), 0, prompt)
+    sequence = Sequence(number, Request("r", prompt, 1), 0, prompt, 0.0)
     cache.open(sequence, [])
     cache.register(sequence, prompt.data.cast("B"), confirmed=True)
     return sequence
 
 
 def test_a_block_that_loses_its_prefix_to_another_is_free_when_nobody_holds_it():
-    cache = KVCache(SESSION, enable_prefix_caching=True, hash_seed=0)
+    cache = make_cache()
     first = open_sequence(cache, 1, [1, 2, 3, 4])
     root, leaf = first.block_table
     cache.close(first)
@@ -35,7 +42,7 @@ def test_a_block_that_loses_its_prefix_to_another_is_free_when_nobody_holds_it()
 
 
 def test_a_block_that_is_given_out_loses_its_prefix():
-    cache = KVCache(SESSION, enable_prefix_caching=True, hash_seed=0)
+    cache = make_cache()
     first = open_sequence(cache, 1, [1, 2, 3, 4])
     cache.close(first)
     second = open_sequence(cache, 2, [5, 6, 7, 8, 9, 10, 11, 12, 13, 14])
@@ -45,7 +52,7 @@ def test_a_block_that_is_given_out_loses_its_prefix():
 
 
 def test_without_prefix_caching_nothing_is_registered():
-    cache = KVCache(SESSION, enable_prefix_caching=False, hash_seed=0)
+    cache = make_cache(enable_prefix_caching=False)
     sequence = open_sequence(cache, 1, [1, 2, 3, 4])
     assert len(cache.prefixes) == 0
     cache.close(sequence)

@@ -11,8 +11,9 @@ from core_harness import INSTANCE, Harness
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scheduler_svc.core.request import Finish
+from scheduler_svc.core.request import Finish, Sampling
 from scheduler_svc.core.scheduler import CoreConfig
+from scheduler_svc.core.step import StepPlan
 
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=24)
 
@@ -26,16 +27,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         enable_prefix_caching=st.booleans(),
         chunked=st.booleans(),
         budget=st.integers(4, 16),
+        priority_aging_seconds=st.sampled_from([None, 3.0]),
+        batching=st.sampled_from(["continuous", "continuous", "static", "naive"]),
+        kv_allocation=st.sampled_from(["paged", "paged", "contiguous"]),
+        enable_kv_cache=st.booleans(),
     )
     def start(
-        self, depth: int, num_blocks: int, enable_prefix_caching: bool, chunked: bool, budget: int
+        self,
+        depth: int,
+        num_blocks: int,
+        chunked: bool,
+        budget: int,
+        enable_kv_cache: bool,
+        batching: str,
+        **changes: object,
     ) -> None:
         config = CoreConfig(
             max_num_batched_tokens=budget if chunked else 40,
             pipeline_depth=depth,
-            enable_prefix_caching=enable_prefix_caching,
             enable_chunked_prefill=chunked,
+            batching=batching,
+            enable_kv_cache=enable_kv_cache or batching != "naive",
+            **changes,
         )
+        self.started: set[int] = set()
         self.harness = Harness(config, num_blocks=num_blocks, max_num_batched_tokens=40)
         self.num_sessions = 1
 
@@ -47,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         end_token_ids=st.lists(st.integers(0, 12), max_size=2).map(tuple),
         priority=st.integers(0, 1),
         cache_salt=st.sampled_from([b"", b"salt"]),
+        sampling=st.sampled_from([Sampling(), Sampling(), Sampling(prompt_logprobs=1)]),
     )
     def add(self, prompt: list[int], max_tokens: int, **changes) -> None:
         self.harness.add(prompt, max_tokens, **changes)
@@ -59,13 +75,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(num_decode_steps=st.sampled_from([1, 1, 2, 4]), count=st.integers(1, 4))
     def plan(self, num_decode_steps: int, count: int) -> None:
         for _ in range(count):
-            self.harness.plan(num_decode_steps)
+            plan = self.harness.plan(num_decode_steps)
+            if plan is not None:
+                self.note_starts(plan)
 
     @precondition(lambda self: self.harness.under_way)
     @rule(count=st.integers(1, 6))
     def deliver(self, count: int) -> None:
         for _ in range(min(count, len(self.harness.under_way))):
             self.harness.deliver()
+
+    @precondition(lambda self: self.harness.under_way)
+    @rule(row=st.integers(0, 3))
+    def deliver_with_a_failed_row(self, row: int) -> None:
+        self.harness.deliver(failed_row=row)
 
     @rule()
     def lose_the_session_and_keep_the_instance(self) -> None:
@@ -85,17 +108,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.harness.core.reset_prefix_cache() >= stats.num_cached_blocks
         assert self.harness.core.stats().num_cached_blocks == 0
 
+    def note_starts(self, plan: StepPlan) -> None:
+        """Within a class, sequences start in the order of their arrival: nobody is passed over."""
+        for start in plan.starts:
+            self.started.add(start.sequence_id)
+            priority = self.harness.answers[start.sequence_id].request.priority
+            for other in self.live():
+                same_class = self.harness.answers[other].request.priority == priority
+                assert not same_class or other >= start.sequence_id or other in self.started
+
     def live(self) -> list[int]:
         return [key for key, answer in self.harness.answers.items() if answer.finish is Finish.NONE]
 
     @invariant()
     def every_block_is_accounted_for(self) -> None:
         stats, core = self.harness.core.stats(), self.harness.core
-        tables = [sequence.block_table for sequence in core._rows.running()]
+        tables = [sequence.block_table for sequence in core._state.rows.running()]
         held = Counter(block for table in tables for block in table)
         assert all(len(set(table)) == len(table) for table in tables)
         assert stats.num_held_blocks == len(held)
-        assert all(core._cache.pool.num_holders(block) == count for block, count in held.items())
+        assert all(core._state.cache.pool.num_holders(block) == count for block, count in held.items())
         total = stats.num_free_blocks + stats.num_cached_blocks + stats.num_held_blocks
         assert total == stats.num_total_blocks
 
@@ -116,5 +148,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-# At least 10,000 steps: 250 runs of up to 50.
-TestScheduler.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+# At least 10,000 steps: 300 runs of up to 50.
+TestScheduler.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

@@ -223,24 +223,31 @@ def test_prompt_logprobs_take_no_hits_and_come_once_even_after_a_loss():
     harness.add([1, 2, 3, 4, 5], max_tokens=1)
     harness.run_to_end()
     (wanting,) = harness.add([1, 2, 3, 4, 5] * 4, max_tokens=2, sampling=Sampling(prompt_logprobs=0))
-    plan = harness.plan()
-    assert plan.starts[0].num_computed_tokens == 0
-    positions: list[int] = []
-
-    def take() -> None:
-        slices = harness.under_way[0].prompt_slices
-        for sequence_id, index, skip in harness.deliver().prompt_slices:
-            assert sequence_id == wanting
-            piece = slices[index]
-            positions.extend(range(piece.first_position + skip, piece.first_position + piece.num_positions))
-
-    take()
-    assert positions, "the first chunk of sixteen judged some"
+    assert harness.plan().starts[0].num_computed_tokens == 0
+    harness.deliver()
+    assert harness.answers[wanting].prompt_positions, "the first chunk of sixteen judged some"
     harness.lose_session()
-    while harness.plan() is not None or harness.under_way:
-        if harness.under_way:
-            take()
-    assert positions == list(range(1, 20))
+    harness.run_to_end()
+    harness.check_answers()
+
+
+def test_the_prompt_is_judged_also_where_the_same_result_ends_the_sequence():
+    harness = Harness()
+    (scored,) = harness.add([1, 2, 3, 4, 5], max_tokens=1, sampling=Sampling(prompt_logprobs=0))
+    harness.run_to_end()
+    harness.check_answers()
+    assert harness.answers[scored].prompt_positions == [1, 2, 3, 4]
+
+
+def test_what_a_failed_row_read_or_wrote_is_not_hit():
+    harness = Harness()
+    harness.add([1, 2, 3, 4, 5], max_tokens=3)
+    harness.plan()
+    harness.deliver(failed_row=0)
+    assert harness.core.stats().num_cached_blocks == 0
+    harness.add([1, 2, 3, 4, 5], max_tokens=3)
+    harness.run_to_end()
+    assert harness.plans[-3].starts[0].num_computed_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -311,15 +318,11 @@ def test_a_row_that_could_not_sample_ends_alone():
     (bad,) = harness.add([1, 2, 3], max_tokens=5)
     harness.add([1, 2, 4], max_tokens=5)
     harness.plan()
-    good = harness.under_way.popleft()
-    failed = np.array([True, False])
-    tokens = np.where(failed, -1, good.token_ids).astype(np.int32)
-    result = StepResult(good.step_id, 0, True, good.rows, tokens, failed)
-    harness.under_way.appendleft(result)
-    harness.deliver()
-    assert harness.answers.pop(bad).finish is Finish.FAILED
+    harness.deliver(failed_row=0)
+    assert harness.answers[bad].finish is Finish.FAILED
     harness.run_to_end()
     harness.check_answers()
+    assert len(harness.answers) == 2
 
 
 def test_blame_names_the_sequences_that_the_plan_was_made_for():
@@ -340,19 +343,43 @@ def test_a_step_that_could_not_hold_one_token_of_every_row_is_refused_at_start()
         Scheduler(CoreConfig(max_num_batched_tokens=3), make_session())
 
 
-def test_a_plan_with_many_long_starts_stays_under_two_mebibytes():
+@pytest.mark.parametrize("kv_allocation", ["paged", "contiguous"])
+def test_a_plan_with_many_long_starts_stays_under_two_mebibytes(kv_allocation: str):
+    config = CoreConfig(max_num_batched_tokens=400_000, kv_allocation=kv_allocation)
     harness = Harness(
-        CoreConfig(max_num_batched_tokens=400_000),
-        num_blocks=100_000,
+        config,
+        num_blocks=400_000,
+        block_size=1,
         max_model_len=100_001,
         max_num_batched_tokens=400_000,
         max_num_seqs=8,
     )
-    for _ in range(4):
-        harness.core.add_request(make_request([1] * 100_000, 1, cache_salt=b"%d" % _), 0.0)
+    for number in range(6):
+        harness.core.add_request(make_request([1] * 50_000, 1, cache_salt=b"%d" % number), 0.0)
     plan = harness.core.schedule(0.0)
-    assert 1 <= len(plan.starts) < 4
+    assert 1 <= len(plan.starts) < 6
     assert sum(4 * (len(start.token_ids) + len(start.block_table)) for start in plan.starts) < 2 * 1024 * 1024
+
+
+def test_the_longest_sequence_that_fits_a_message_is_started_and_a_longer_one_refused():
+    harness = Harness(
+        CoreConfig(max_num_batched_tokens=600_000),
+        num_blocks=600_000,
+        max_model_len=600_001,
+        max_num_batched_tokens=600_000,
+    )
+    with pytest.raises(RequestRefused, match="prompt"):
+        harness.core.add_request(make_request([1] * 400_000, 1), 0.0)
+    harness.core.add_request(make_request([1] * 390_000, 1), 0.0)
+    assert len(harness.core.schedule(0.0).starts) == 1
+
+
+def test_a_sequence_too_long_for_a_new_sessions_steps_ends_without_chunked_prefill():
+    harness = Harness(CoreConfig(40, enable_chunked_prefill=False), max_num_batched_tokens=40)
+    (long,) = harness.add([1] * 20, max_tokens=9)
+    harness.plan()
+    harness.lose_session(instance_id="another", max_num_batched_tokens=16)
+    assert harness.answers[long].finish is Finish.NO_ROOM
 
 
 def test_the_seed_of_output_zero_is_the_requests_and_the_others_differ():

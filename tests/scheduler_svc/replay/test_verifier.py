@@ -238,12 +238,16 @@ def test_a_planted_fault_is_found_and_named(good: Entries, plant: Callable[[Entr
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_the_core_does_is_without_fault(data: st.DataObject):
+    batching = data.draw(st.sampled_from(["continuous", "continuous", "static", "naive"]))
     config = CoreConfig(
         max_num_batched_tokens=data.draw(st.integers(4, 16)),
         pipeline_depth=data.draw(st.integers(1, 4)),
         enable_prefix_caching=data.draw(st.booleans()),
+        batching=batching,
+        kv_allocation=data.draw(st.sampled_from(["paged", "paged", "contiguous"])),
+        enable_kv_cache=batching != "naive" or data.draw(st.booleans()),
     )
-    harness = RecordingHarness(config, num_blocks=data.draw(st.integers(9, 16)))
+    harness = RecordingHarness(config, num_blocks=data.draw(st.integers(11, 16)))
     prompts = st.lists(st.integers(0, 1), min_size=1, max_size=24)
     for _ in range(data.draw(st.integers(5, 40))):
         live = [key for key, answer in harness.answers.items() if answer.finish is Finish.NONE]
@@ -262,6 +266,28 @@ def test_whatever_the_core_does_is_without_fault(data: st.DataObject):
                 harness.lose_session(instance_id=str(len(harness.entries)))
     harness.run_to_end()
     assert verify(harness.entries).fault is None
+
+
+@pytest.mark.parametrize(("num_answered", "hits"), [(1, 0), (2, 4), (3, 4)])
+def test_of_a_plan_lost_halfway_what_the_answered_sub_steps_filled_may_be_hit(num_answered: int, hits: int):
+    """Sub-step 1 of step 2 writes position 3, the last of the first block."""
+    harness = RecordingHarness()
+    harness.add([1, 1], max_tokens=8)
+    harness.plan()
+    harness.deliver()
+    harness.plan(num_decode_steps=4)
+    for _ in range(num_answered):
+        harness.deliver()
+    harness.lose_session()
+    harness.run_to_end()
+    report = verify(harness.entries)
+    assert report.fault is None
+    assert report.num_hit_tokens == hits
+    # Without the results of sub-steps 1 and up the hit is a fault.
+    lost = next(i for i, entry in enumerate(harness.entries) if entry.HasField("lost"))
+    del harness.entries[lost - num_answered + 1 : lost]
+    fault = verify(harness.entries).fault
+    assert (fault.kind if fault else None) == (FaultKind.READ_BEFORE_WRITTEN if hits else None)
 
 
 NUMBERS = ("release_rows", "new_block_rows", "new_block_ids", "decode_rows", "decode_row_steps")

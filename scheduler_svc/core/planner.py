@@ -1,0 +1,144 @@
+"""Fills the draft of a step: decoding rows first, then prefills under way, then sequences that wait."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.draft import Draft
+from scheduler_svc.core.limits import MAX_START_BYTES
+from scheduler_svc.core.prefix_cache import CacheEntry
+from scheduler_svc.core.sequence import Sequence
+from scheduler_svc.core.state import State
+from scheduler_svc.core.step import PrefillChunk, SequenceStart
+
+
+class Planner:
+    """Plans the steps of one session."""
+
+    def __init__(self, config: CoreConfig, state: State, first_incarnation: int) -> None:
+        """Starts are numbered from `first_incarnation` on."""
+        self._config, self._state, self._limits = config, state, state.limits
+        self.next_incarnation = first_incarnation
+        self._blocked = (0, 0)
+        """The waiting sequence that last found no room, and the blocks that were available then."""
+
+    def fill(self, draft: Draft, num_decode_steps: int) -> None:
+        """Plans a step, with at most `num_decode_steps` decode sub-steps; leaves the draft empty for nothing to do."""
+        policy = self._state.policy
+        policy.begin_step(self._state.num_on_rows)
+        self._plan_decodes(draft, num_decode_steps)
+        self._plan_prefills(draft)
+        self._admit(draft)
+        policy.end_admission(out_of_tokens=draft.num_tokens >= self._limits.max_num_batched_tokens)
+        if draft.num_tokens == 0:
+            # It may only now have turned out that a static batch is complete.
+            self._plan_decodes(draft, num_decode_steps)
+
+    def _plan_decodes(self, draft: Draft, num_decode_steps: int) -> None:
+        num_prefilling = len(self._state.rows.prefilling())
+        if not self._config.enable_kv_cache or not self._state.policy.may_decode(num_prefilling):
+            return
+        rows = self._state.rows.decodable()
+        num_decode_steps = min(num_decode_steps, self._limits.max_num_decode_steps)
+        if len(self._state.waiting) or num_prefilling:
+            num_decode_steps = 1  # prefills may join, and must not wait for several steps
+        steps, lacking = self._decode_needs(rows, num_decode_steps)
+        if num_decode_steps > 1 and lacking.sum() > self._state.cache.pool.num_available:
+            num_decode_steps = 1
+            steps, lacking = self._decode_needs(rows, 1)
+        if lacking.any():
+            self._grow(draft, rows[lacking > 0], lacking[lacking > 0])
+            still = self._state.rows.incarnation[rows] != 0
+            rows, steps = rows[still], steps[still]
+        if not len(rows):
+            return
+        self._state.rows.num_planned[rows] += steps
+        self._state.rows.last_step[rows] = draft.step_id
+        draft.decode_rows, draft.decode_row_steps = rows, steps.astype(np.int32)
+        draft.num_decode_steps = int(steps.max())
+        draft.num_context_tokens += int(
+            (self._state.rows.num_planned[rows] * steps - steps * (steps - 1) // 2).sum()
+        )
+
+    def _decode_needs(
+        self, rows: NDArray[np.intp], num_decode_steps: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each decodable row the steps it can take, and the blocks that it lacks for them."""
+        table = self._state.rows
+        planned = table.num_planned[rows]
+        steps = np.minimum(num_decode_steps, table.max_len[rows] - 1 - planned)
+        lacking = (planned + steps - 1) // self._limits.block_size + 1 - table.num_blocks[rows]
+        return steps, lacking
+
+    def _grow(self, draft: Draft, rows: NDArray[np.intp], lacking: NDArray[np.int64]) -> None:
+        """Gives each row the blocks it lacks, best rank first, preempting from the worst where there are none."""
+        needs = [(self._state.rows.at(row), int(count)) for row, count in zip(rows, lacking, strict=True)]
+        for sequence, count in sorted(needs, key=lambda need: need[0].rank):
+            while sequence.row >= 0 and self._state.cache.pool.num_available < count:
+                self._state.preempt(max(self._state.rows.running(), key=lambda running: running.rank))
+            if sequence.row >= 0:
+                blocks = self._state.cache.grow(sequence, count)
+                self._state.rows.num_blocks[sequence.row] += count
+                draft.new_block_rows += [sequence.row] * count
+                draft.new_block_ids += blocks
+
+    def _plan_prefills(self, draft: Draft) -> None:
+        """Goes on with the prefills under way, best rank first."""
+        sequences = [self._state.rows.at(row) for row in self._state.rows.prefilling()]
+        for sequence in sorted(sequences, key=lambda sequence: sequence.rank):
+            if draft.num_tokens < self._limits.max_num_batched_tokens:
+                self._plan_chunk(draft, sequence)
+
+    def _plan_chunk(self, draft: Draft, sequence: Sequence) -> None:
+        """Plans as much of a prefill as the step has tokens left for, which is at least one."""
+        rows, row = self._state.rows, sequence.row
+        first, end = int(rows.num_planned[row]), int(rows.prefill_end[row])
+        num_tokens = min(end - first, self._limits.max_num_batched_tokens - draft.num_tokens)
+        rows.num_planned[row] = first + num_tokens
+        rows.last_step[row] = draft.step_id
+        draft.prefills.append(PrefillChunk(row, first, num_tokens, samples=first + num_tokens == end))
+        draft.num_prefill_tokens += num_tokens
+        draft.num_context_tokens += first + num_tokens
+        tokens = rows.token_bytes(row, first + num_tokens)
+        draft.entries += self._state.cache.register(sequence, tokens, confirmed=False)
+
+    def _admit(self, draft: Draft) -> None:
+        """Starts waiting sequences in order, until one cannot be started now."""
+        while self._state.rows.num_free and draft.num_tokens < self._limits.max_num_batched_tokens:
+            sequence = self._state.waiting.head()
+            if sequence is None or sequence.last_step > self._state.last_result:
+                return
+            if not self._state.policy.may_start(self._state.num_on_rows):
+                return
+            num_known = len(sequence.token_ids)
+            num_bytes = draft.num_start_bytes + self._limits.start_bytes(sequence.request, num_known)
+            if self._is_blocked(sequence) or num_bytes > MAX_START_BYTES:
+                return
+            hits = self._state.cache.find_hits(sequence)
+            num_left = num_known - len(hits) * self._limits.block_size
+            budget = self._limits.max_num_batched_tokens - draft.num_tokens
+            if not self._config.enable_chunked_prefill and num_left > budget:
+                return
+            # With room to grow by a token, so that a preempted sequence does not come back only to be preempted.
+            if not self._state.cache.has_room(hits, min(num_known + 1, sequence.max_len - 1)):
+                self._blocked = (sequence.sequence_id, self._state.cache.pool.num_available)
+                return
+            self._state.waiting.pop()
+            draft.num_start_bytes = num_bytes
+            self._start(draft, sequence, hits)
+            self._plan_chunk(draft, sequence)
+
+    def _is_blocked(self, sequence: Sequence) -> bool:
+        """Whether this sequence found no room when there was at least as much as now: spares the look-up."""
+        sequence_id, num_available = self._blocked
+        return sequence_id == sequence.sequence_id and self._state.cache.pool.num_available <= num_available
+
+    def _start(self, draft: Draft, sequence: Sequence, hits: list[CacheEntry]) -> None:
+        num_hit_tokens = len(hits) * self._limits.block_size
+        self._state.cache.open(sequence, hits)
+        self._state.rows.start(sequence, self.next_incarnation, num_hit_tokens)
+        self.next_incarnation += 1
+        draft.starts.append(SequenceStart.of(sequence, num_hit_tokens))
+        sequence.was_started = True
+        self._state.counters.num_prefix_query_tokens += len(sequence.token_ids)
+        self._state.counters.num_prefix_hit_tokens += num_hit_tokens

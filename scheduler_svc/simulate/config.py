@@ -1,0 +1,167 @@
+"""What the command line of `nanoserve simulate` says: one frozen SimulateConfig, every value checked by flag."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from scheduler_svc.core.scheduler import CoreConfig
+from scheduler_svc.core.step import Session
+from scheduler_svc.simulate.profile import SIZES, ExecutorProfile
+from scheduler_svc.simulate.public_traces import FORMATS
+
+# Sizes where neither a flag nor the profile says one.
+_DEFAULT_SIZES = {
+    "num_kv_blocks": 4096,
+    "block_size": 16,
+    "max_num_seqs": 256,
+    "max_model_len": 4096,
+    "max_num_batched_tokens": 8192,
+}
+_TRACE_HELP = (
+    "what arrives when; natively JSON lines of arrival_seconds, num_prompt_tokens or prompt_token_ids,"
+    " num_output_tokens, and if wanted prefix_id with num_prefix_tokens, priority"
+)
+_PROFILE_HELP = "JSON: fixed_ms, token_us, kv_token_ns, and if wanted boundary_latency_ms and the sizes below"
+
+
+@dataclass(frozen=True, slots=True)
+class SimulateConfig:
+    """What to simulate. ValueError, naming the flag, where a value is out of range."""
+
+    executor_profile: Path
+    trace: Path | None = None
+    calibrate: Path | None = None
+    trace_format: str | None = None
+    """None: the trace's content tells."""
+    model: str | None = None
+    rate: float | None = None
+    """Requests a second; None: as in the trace."""
+    limit: int | None = None
+    seed: int = 0
+    ignore_eos: bool = False
+    json: bool = False
+    pipeline_depth: int = 2
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    boundary_latency_ms: float | None = None
+    """This and the sizes, None: as in the profile."""
+    num_kv_blocks: int | None = None
+    block_size: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.trace is None) == (self.calibrate is None):
+            raise ValueError("--trace: exactly one of --trace and --calibrate must be given")
+        least = dict.fromkeys((*SIZES, "pipeline_depth", "limit"), 1) | {"seed": 0, "num_kv_blocks": 2}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"--{name.replace('_', '-')}: must be at least {bound}, got {value}")
+        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"--rate: must be finite and above 0, got {self.rate}")
+        latency = self.boundary_latency_ms
+        if latency is not None and not (math.isfinite(latency) and latency >= 0):
+            raise ValueError(f"--boundary-latency-ms: must be finite and at least 0, got {latency}")
+
+    def session(self, profile: ExecutorProfile, vocab_size: int) -> Session:
+        """The executor: flags first, then the profile, then defaults."""
+        sizes = {
+            name: getattr(self, name) or getattr(profile, name) or default
+            for name, default in _DEFAULT_SIZES.items()
+        }
+        return Session(
+            instance_id="simulated",
+            num_blocks=sizes["num_kv_blocks"],
+            block_size=sizes["block_size"],
+            max_num_seqs=sizes["max_num_seqs"],
+            max_model_len=sizes["max_model_len"],
+            max_num_batched_tokens=sizes["max_num_batched_tokens"],
+            vocab_size=vocab_size,
+            max_plans_in_flight=self.pipeline_depth,
+        )
+
+    def core(self, session: Session) -> CoreConfig:
+        """How the core schedules: a flag of `nanoserve-scheduler` that the simulator takes is passed on here."""
+        return CoreConfig(
+            max_num_batched_tokens=session.max_num_batched_tokens,
+            pipeline_depth=self.pipeline_depth,
+            enable_prefix_caching=self.enable_prefix_caching,
+            enable_chunked_prefill=self.enable_chunked_prefill,
+        )
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = _OneLineParser(
+        prog="nanoserve simulate",
+        description="Plays a trace against the real scheduler and a modelled executor, in virtual time.",
+        epilog="Prints a table, then one JSON object as the last line. The same arguments give the same figures.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--trace", type=Path, metavar="F", help=_TRACE_HELP)
+    parser.add_argument(
+        "--trace-format",
+        choices=FORMATS,
+        help="native JSON lines, Azure's LLM inference CSV, or ShareGPT's JSON (default: by content)",
+    )
+    parser.add_argument("--model", metavar="DIR|HUB_ID", help="tokenizer of a sharegpt trace's texts")
+    parser.add_argument("--rate", type=float, metavar="X", help="bring the arrivals to X requests a second")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N requests of the trace")
+    parser.add_argument("--seed", type=int, metavar="N", help="of made-up prompts and arrivals (default 0)")
+    parser.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="outputs end by max_tokens, which the scheduler foresees (default: by an end token)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="STEPLOG",
+        help="write --executor-profile from measured steps: JSON lines of num_tokens, num_context_tokens, device_ns",
+    )
+    _add_executor(parser)
+    _add_scheduling(parser)
+    return parser
+
+
+def _add_executor(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("executor", "sizes default to the profile's, then to those shown")
+    group.add_argument("--executor-profile", type=Path, required=True, metavar="F", help=_PROFILE_HELP)
+    group.add_argument(
+        "--boundary-latency-ms", type=float, metavar="X", help="each way (default: the profile's)"
+    )
+    for name, default in _DEFAULT_SIZES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"default {default}")
+
+
+def _add_scheduling(parser: argparse.ArgumentParser) -> None:
+    """Flags of `nanoserve-scheduler`: those that change what the core does."""
+    group = parser.add_argument_group("scheduling, see nanoserve-scheduler --help")
+    group.add_argument("--pipeline-depth", type=int, metavar="N", help="most plans in flight (default 2)")
+    for name in ("enable_prefix_caching", "enable_chunked_prefill"):
+        group.add_argument(f"--no-{name.replace('_', '-')}", dest=name, action="store_false")
+
+
+def parse_config(argv: Sequence[str] | None = None) -> SimulateConfig:
+    """Reads a command line (None: this process's). A wrong one ends the process with one line and status 2."""
+    parser = build_parser()
+    arguments = vars(parser.parse_args(argv))
+    try:
+        return SimulateConfig(**arguments)
+    except ValueError as error:
+        parser.error(str(error))
