@@ -49,6 +49,8 @@ class SchedulerConfig:
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves running requests."""
     take_over: bool = False
+    record: str | None = None
+    """Where to write every session, plan and result; None: nowhere."""
     insecure: bool = False
     api_workers: int = 0
     """Processes that serve the API; 0: the scheduler's own process does."""
@@ -60,6 +62,7 @@ class SchedulerConfig:
         _require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""
         _require("served_model_name", named, "must not be empty", self)
+        _require("record", self.record is None or self.record != "", "must not be empty", self)
         for name, choices in _CHOICES.items():
             _require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}", self)
         if not self.kv_cache and self.batching != "naive":
@@ -129,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
+    _add(parser, "record", "write every session, plan and result to this file", metavar="F")
     _add(parser, "log_level", "least severe log lines to write")
     group = parser.add_argument_group("scheduling")
     _add(group, "batching", "how sequences share steps; all but continuous are for study")

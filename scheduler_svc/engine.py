@@ -281,6 +281,8 @@ class Engine:
         for sequence_id in self._core.blame(failed.step_id, list(failed.rows)):
             if failed.rows or self._live.add_failure(sequence_id) >= _MAX_FAILURES:
                 self._fail_sequence(sequence_id, reason)
+        if failed.code == "DATA_LOSS":
+            self._core.reset_prefix_cache()  # what was found wrong must not be hit again
         self._epoch = 0
         self._link.abandon()
 

@@ -25,6 +25,7 @@ def test_every_flag_sets_its_field():
             "--executor-loss-timeout=1.5",
             "--drain-timeout=0",
             "--take-over",
+            "--record=/r",
             "--insecure",
             "--log-level=debug",
         ]
@@ -43,6 +44,7 @@ def test_every_flag_sets_its_field():
         executor_loss_timeout=1.5,
         drain_timeout=0.0,
         take_over=True,
+        record="/r",
         insecure=True,
         log_level="debug",
     )
@@ -70,6 +72,7 @@ def test_every_flag_sets_its_field():
         ("--log-level=loud", "--log-level"),
         ("--model=", "--model"),
         ("--served-model-name=", "--served-model-name"),
+        ("--record=", "--record"),
     ],
 )
 def test_a_wrong_flag_is_named_in_one_line(argument: str, named: str, capsys: pytest.CaptureFixture[str]):

@@ -66,6 +66,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--no-enable-chunked-prefill"),
     ServiceFlag("--executor-loss-timeout", "SECONDS"),
     ServiceFlag("--drain-timeout", "SECONDS"),
+    ServiceFlag("--record", "F"),
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
