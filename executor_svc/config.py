@@ -39,7 +39,7 @@ class ExecutorConfig:
     device: str = "auto"
     """"cpu", "cuda", or "auto": cuda where there is one."""
     dtype: str = "auto"
-    """"float32", "bfloat16", or "auto": the checkpoint's own; float16 is not served."""
+    """"float32", "bfloat16", or "auto": float32 on a CPU, else the checkpoint's own; float16 is not served."""
     tensor_parallel_size: int = 1
     block_size: int = 16
     num_kv_blocks: int | None = None
@@ -146,7 +146,12 @@ def _add_service_flags(group: Any) -> None:
 def _add_model_flags(group: Any) -> None:
     _add(group, "model", "model directory or hub id (default: the demo checkpoint)", metavar="DIR|HUB_ID")
     _add(group, "device", "where to run; auto takes cuda where there is one", choices=_CHOICES["device"])
-    _add(group, "dtype", "element type of weights and activations", choices=_CHOICES["dtype"])
+    _add(
+        group,
+        "dtype",
+        "element type of weights and activations; auto: float32 on a CPU, else the checkpoint's own",
+        choices=_CHOICES["dtype"],
+    )
     _add(group, "tensor_parallel_size", "devices that share the model", type=int, metavar="N")
     _add(group, "attention_backend", "attention code", choices=_CHOICES["attention_backend"])
     _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")

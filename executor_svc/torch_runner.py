@@ -135,7 +135,7 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner:
     """
     model_config = read_model_config(model_dir)
     device = _device(config.device)
-    dtype = _dtype(config.dtype, model_config, model_dir)
+    dtype = choose_dtype(config.dtype, model_config, model_dir, device)
     max_model_len = config.max_model_len or model_config.max_model_len
     if max_model_len > model_config.max_model_len:
         raise ValueError(f"--max-model-len: the model takes at most {model_config.max_model_len} tokens")
@@ -172,9 +172,11 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda:0" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def _dtype(name: str, model_config: ModelConfig, model_dir: Path) -> torch.dtype:
-    """The dtype that `--dtype` names; for "auto" the checkpoint's own."""
-    chosen = model_config.dtype if name == "auto" else name
+def choose_dtype(name: str, model_config: ModelConfig, model_dir: Path, device: torch.device) -> torch.dtype:
+    """The dtype that `--dtype` names; for "auto" float32 on a CPU, else the checkpoint's own."""
+    chosen = name
+    if name == "auto":
+        chosen = "float32" if device.type == "cpu" else model_config.dtype
     if chosen == "float16":
         raise CheckpointError(
             f"{model_dir / 'config.json'}: dtype: float16 is not served; give --dtype bfloat16 or float32"

@@ -11,6 +11,7 @@ import argparse
 import collections
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def prompt_sets(args: argparse.Namespace) -> dict[str, list[tasks.Conversation]]
         "multi-turn": tasks.evaluation_set(args.extra, args.seed, "none", turns=4),
         "facts": facts,
         "facts-long-system": facts_long,
+        "free-copy": tasks.free_copy_set(),
+        "free-copy-long-system": tasks.free_copy_set(library),
     }
 
 
@@ -123,11 +126,11 @@ def report(name: str, results: list[Result], misses: int) -> dict[str, Any]:
     by_task: dict[str, list[Result]] = collections.defaultdict(list)
     for row in results:
         by_task[row.task].append(row)
-    print(f"\n{name:18}{'prompts':>8}{'exact':>8}{'min':>8}{'p0.1':>8}{'p1':>8}{'p50':>8}")
+    print(f"\n{name:22}{'prompts':>8}{'exact':>8}{'min':>8}{'p0.1':>8}{'p1':>8}{'p50':>8}")
     for task, rows in [*sorted(by_task.items()), ("all", results)]:
         gaps = margin_figures(rows)
         cells = "".join(f"{gaps[key]:8.2f}" for key in ("min", "p0.1", "p1", "p50"))
-        print(f"  {task:16}{len(rows):8}{exact_match(rows):8.4f}{cells}")
+        print(f"  {task:20}{len(rows):8}{exact_match(rows):8.4f}{cells}")
     for row in [row for row in results if not row.right][:misses]:
         print(f"  miss: {row.prompt[-90:]!r} -> {row.answer!r}, not {row.expected!r}")
     rates = {task: exact_match(rows) for task, rows in sorted(by_task.items())}
@@ -160,8 +163,8 @@ def agreement(first: dict[str, list[Result]], second: dict[str, list[Result]]) -
     return {"answers": total, "same": same}
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, or the arguments given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("models/demo-qwen3"))
     parser.add_argument("--device", default="cpu")
@@ -172,12 +175,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--misses", type=int, default=5, help="wrong answers to print per set")
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate and print tables; the last line is one JSON object."""
-    args = parse_args()
+    args = parse_args(argv)
     figures, answers = {}, {}
     for dtype in args.dtypes:
         figures[dtype], answers[dtype] = evaluate(args, dtype)

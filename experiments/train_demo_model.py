@@ -1,10 +1,11 @@
 """Train the demo checkpoint: a 3.7M-parameter Qwen3 network with its own small tokenizer.
 
-One seeded, time-bounded run.  Worker processes make tokenised batches of synthetic chats
-(see ``demo_tasks``); the main process trains on them and writes a checkpoint folder that
-Hugging Face transformers loads.  The forward pass rounds every weight to bfloat16, so the
-stored bfloat16 weights are exactly those that were trained.  Batches depend only on the seed;
-the learning rate follows the elapsed time, so two runs agree closely but not bit for bit.
+One seeded run from scratch, in one stage of a fixed number of steps.  Worker processes make
+tokenised batches of synthetic chats (see ``demo_tasks``); the main process trains on them and
+writes a checkpoint folder that Hugging Face transformers loads.  Batches depend on the seed, the
+number of workers and, through the help pages in them, Python's minor version.  The learning rate
+depends on the step alone, unless ``--max-seconds`` turns out to be too short for the steps.
+GPUs add in no fixed order, so two runs agree closely but not bit for bit.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import demo_tasks as tasks
+import eval_demo_model
 import numpy as np
 import torch
-import torch.nn.functional as F
+from demo_network import HEAD_DIM, HEADS, KV_HEADS, MAX_POSITIONS, NORM_EPS, ROPE_THETA, Qwen3
+from demo_text import documentation_pages, learn_prefixes
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 BUCKETS = (48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024, 1408)
-HEAD_DIM, HEADS, KV_HEADS, NORM_EPS, ROPE_THETA, MAX_POSITIONS = 64, 4, 2, 1e-6, 10000.0, 2048
 PLAIN_SHARE = 0.01  # plain continuations among the chats
 SPECIAL = (tasks.END_OF_TEXT, tasks.IM_START, tasks.IM_END)
 Batch = tuple[NDArray[np.uint16], NDArray[np.bool_]]
@@ -40,7 +42,7 @@ Row = tuple[list[int], list[bool]]
 
 def build_tokenizer(vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE tokenizer that splits digits and adds nothing by itself."""
-    prefixes = tasks.learn_prefixes(vocab_size - 256 - len(SPECIAL))
+    prefixes = learn_prefixes(vocab_size - 256 - len(SPECIAL))
     merges = [("Ġ" + prefix[:-1], prefix[-1]) for prefix in prefixes]
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(pair) for pair in merges]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
@@ -84,7 +86,7 @@ def pad(rows: list[Row], length: int) -> Batch:
 def make_batches(tokenizer: Tokenizer, seed: str, batch_tokens: int) -> Iterator[Batch]:
     """Yield batches of one length bucket each, forever."""
     rng = random.Random(seed)
-    pages = tasks.documentation_pages(held_out=False)
+    pages = documentation_pages(held_out=False)
     buckets: dict[int, list[Row]] = {size: [] for size in BUCKETS}
     while True:
         samples = [
@@ -122,112 +124,6 @@ def start_workers(tokenizer: Tokenizer, args: argparse.Namespace) -> Iterator[Ba
     return (queue.get() for queue in itertools.cycle(queues))
 
 
-class Linear(nn.Module):
-    """A bias-free linear map whose weight is rounded to the input's type."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) * inputs**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class Norm(nn.Module):
-    """Root-mean-square normalisation over the last dimension."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), NORM_EPS)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with normalised queries and keys."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.q_proj = Linear(hidden, HEADS * HEAD_DIM)
-        self.k_proj = Linear(hidden, KV_HEADS * HEAD_DIM)
-        self.v_proj = Linear(hidden, KV_HEADS * HEAD_DIM)
-        self.o_proj = Linear(HEADS * HEAD_DIM, hidden)
-        self.q_norm, self.k_norm = Norm(HEAD_DIM), Norm(HEAD_DIM)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        def rotate(y: Tensor) -> Tensor:
-            first, second = y.chunk(2, dim=-1)
-            return y * cos + torch.cat((-second, first), dim=-1) * sin
-
-        shape = (*x.shape[:2], -1, HEAD_DIM)
-        q = rotate(self.q_norm(self.q_proj(x).view(shape)).transpose(1, 2))
-        k = rotate(self.k_norm(self.k_proj(x).view(shape)).transpose(1, 2))
-        v = self.v_proj(x).view(shape).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], HEADS * HEAD_DIM))
-
-
-class Mlp(nn.Module):
-    """The gated feed-forward network."""
-
-    def __init__(self, hidden: int, inner: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = Linear(hidden, inner), Linear(hidden, inner)
-        self.down_proj = Linear(inner, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Layer(nn.Module):
-    """One decoder layer."""
-
-    def __init__(self, hidden: int, inner: int) -> None:
-        super().__init__()
-        self.input_layernorm, self.post_attention_layernorm = Norm(hidden), Norm(hidden)
-        self.self_attn, self.mlp = Attention(hidden), Mlp(hidden, inner)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Qwen3(nn.Module):
-    """The network, with the parameter names of Qwen3ForCausalLM (tied embeddings)."""
-
-    def __init__(self, vocab: int, hidden: int, layers: int, inner: int) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(vocab, hidden)
-        nn.init.normal_(self.model.embed_tokens.weight, std=0.05)
-        self.model.layers = nn.ModuleList(Layer(hidden, inner) for _ in range(layers))
-        self.model.norm = Norm(hidden)
-        for layer in self.model.layers:
-            layer.self_attn.o_proj.weight.data *= (2 * layers) ** -0.5
-            layer.mlp.down_proj.weight.data *= (2 * layers) ** -0.5
-        inverse = ROPE_THETA ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-        angles = torch.outer(torch.arange(MAX_POSITIONS), inverse).repeat(1, 2)
-        self.register_buffer("cos", angles.cos().bfloat16(), persistent=False)
-        self.register_buffer("sin", angles.sin().bfloat16(), persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
-        table = self.model.embed_tokens.weight.bfloat16()
-        x = F.embedding(ids, table)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), table)
-
-    def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean cross-entropy of trained tokens and a small pull of logits to 0."""
-        logits = self(ids[:, :-1]).float()
-        keep = mask[:, 1:].float()
-        norm = logits.logsumexp(-1)
-        chosen = logits.gather(-1, ids[:, 1:, None]).squeeze(-1)
-        return ((norm - chosen + 1e-4 * norm**2) * keep).sum() / keep.sum()
-
-
 def to_device(batch: Batch, device: str) -> tuple[Tensor, Tensor]:
     """Copy a batch to the device."""
     ids, mask = (torch.from_numpy(part).to(device, non_blocking=True) for part in batch)
@@ -251,28 +147,31 @@ def make_optimizer(model: nn.Module, peak: float) -> torch.optim.AdamW:
 
 
 def train(model: Qwen3, batches: Iterator[Batch], args: argparse.Namespace) -> dict[str, float]:
-    """Train until the time or the steps run out; return run figures."""
+    """Train until the steps, or else the seconds, run out; return run figures."""
     optimizer = make_optimizer(model, args.peak_lr)
-    start, tokens, step = time.monotonic(), 0, 0
-    while step < args.max_steps:
+    start, tokens, step, progress, hurried = time.monotonic(), 0, 0, 0.0, 0
+    while progress < 1:
         ids, mask = to_device(next(batches), args.device)
         loss = model.loss(ids, mask)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        progress = (time.monotonic() - start) / args.max_seconds
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, step, args.peak_lr)
         optimizer.step()
         tokens, step = tokens + ids.numel(), step + 1
+        if step == 1:
+            start = time.monotonic()  # the first step loads kernels
+        elapsed = time.monotonic() - start
+        progress = max(step / args.steps, elapsed / args.max_seconds)
+        hurried += progress > step / args.steps
         if step % args.log_every == 0:
-            rate = tokens / (time.monotonic() - start)
+            rate = tokens / elapsed
             print(f"step {step} loss {loss.item():.5f} done {progress:.3f} {rate:.3g} tok/s")
-        if step % args.check_every == 0:
+        if step % args.check_every == 0 and progress < 1:
             check(model, args)
-        if progress >= 1:
-            break
-    return {"steps": step, "tokens": tokens, "train_seconds": round(time.monotonic() - start, 1)}
+    seconds = round(time.monotonic() - start, 1)
+    return {"steps": step, "tokens": tokens, "seconds": seconds, "hurried_steps": hurried}
 
 
 @torch.no_grad()
@@ -280,16 +179,17 @@ def check(model: Qwen3, args: argparse.Namespace) -> None:
     """Print the share of held-out answers whose every token is the most likely one."""
     right: collections.Counter[str] = collections.Counter()
     total: collections.Counter[str] = collections.Counter()
-    for system in ("none", "long"):
-        chats = tasks.evaluation_set(240, 1, system)
+    sets = {system: tasks.evaluation_set(240, 1, system) for system in ("none", "long")}
+    sets["free"] = tasks.free_copy_set()
+    for label, chats in sets.items():
         for chat in (chats[begin : begin + 60] for begin in range(0, len(chats), 60)):
             rows = encode(args.tokenizer, [item.segments() for item in chat])
             batch = pad(rows, max(len(ids) for ids, _ in rows))
             ids, mask = to_device(batch, args.device)
             wrong = (model(ids[:, :-1]).argmax(-1) != ids[:, 1:]) & mask[:, 1:]
             for item, good in zip(chat, (~wrong.any(1)).tolist(), strict=True):
-                right[f"{item.turns[0].task}/{system}"] += good
-                total[f"{item.turns[0].task}/{system}"] += 1
+                right[f"{item.turns[0].task}/{label}"] += good
+                total[f"{item.turns[0].task}/{label}"] += 1
     print("  ".join(f"{name} {right[name] / total[name]:.3f}" for name in sorted(total)))
 
 
@@ -361,16 +261,16 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--init-from", type=Path, help="continue from this checkpoint folder")
-    parser.add_argument("--max-seconds", type=float, default=330, help="training time")
-    parser.add_argument("--max-steps", type=int, default=10**9, help="stop earlier than that")
+    parser.add_argument("--steps", type=int, default=13500)
+    parser.add_argument("--max-seconds", type=float, default=math.inf, help="anneal sooner to end by then")
+    parser.add_argument("--evaluate", nargs="*", default=[], help="dtypes to evaluate in afterwards")
     parser.add_argument("--device", default="cuda", help="a torch device")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--workers", type=int, default=14, help="data processes")
     parser.add_argument("--batch-tokens", type=int, default=49152, help="tokens in a batch")
     parser.add_argument("--peak-lr", type=float, default=2e-3)
     parser.add_argument("--log-every", type=int, default=250)
-    parser.add_argument("--check-every", type=int, default=1500)
+    parser.add_argument("--check-every", type=int, default=4500)
     parser.add_argument("--vocab", type=int, default=768)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
@@ -379,21 +279,23 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train and export; the last line is one JSON object."""
+    """Train, export and evaluate; print one JSON object for the run and one for the evaluation."""
     args = parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.manual_seed(args.seed)
     args.tokenizer = build_tokenizer(args.vocab)
     batches = start_workers(args.tokenizer, args)
     model = Qwen3(args.vocab, args.hidden, args.layers, args.inner)
-    if args.init_from:
-        model.load_state_dict(load_file(args.init_from / "model.safetensors"))
     model.to(args.device)
     figures = train(model, batches, args)
     check(model, args)
     export(model, args)
     parameters = sum(p.numel() for p in model.parameters())
     print(json.dumps({"parameters": parameters, "torch": torch.__version__, **figures}))
+    if args.evaluate:
+        folder, dtypes = str(args.out), args.evaluate
+        flags = ["--model", folder, "--device", args.device, "--batch-size", "256"]
+        eval_demo_model.main([*flags, "--dtypes", *dtypes])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """`nanoserve-scheduler`: serves until SIGTERM or SIGINT, which drain."""
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import structlog
 
 from nanoserve.checkpoint import CheckpointError, find_checkpoint
 from nanoserve.logs import configure_logs
+from scheduler_svc.collector import settle_collector
 from scheduler_svc.config import SchedulerConfig, parse_config
 from scheduler_svc.engine import EngineExit
 from scheduler_svc.model import Model, load_model
@@ -49,9 +49,7 @@ async def _serve(config: SchedulerConfig, model: Model) -> EngineExit:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
     address = await server.start()
-    # What was loaded stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    settle_collector()
     announcement = asyncio.ensure_future(_announce(server, address, config))
     engine, signals = asyncio.ensure_future(server.wait()), asyncio.ensure_future(signalled.wait())
     await asyncio.wait([engine, signals], return_when=asyncio.FIRST_COMPLETED)

@@ -73,5 +73,5 @@ class AdminService(AdminServiceServicer):
 def _load(reply: LoadReply) -> pb.Load:
     values = asdict(reply)
     del values["key"]
-    means = values.pop("step_means")
-    return pb.Load(step_stats=pb.StepStats(**means) if means is not None else None, **values)
+    values["step_stats"] = values.pop("step_means")
+    return pb.Load(**values)

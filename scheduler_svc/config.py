@@ -52,6 +52,8 @@ class SchedulerConfig:
     record: str | None = None
     """Where to write every session, plan and result; None: nowhere."""
     insecure: bool = False
+    api_workers: int = 0
+    """Processes that serve the API; 0: the scheduler's own process does."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -76,6 +78,9 @@ class SchedulerConfig:
         for name in ("executor_loss_timeout", "drain_timeout"):
             seconds = getattr(self, name)
             _require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
+        _require("api_workers", 0 <= self.api_workers <= 256, "must be in [0, 256]", self)
+        if self.api_workers and self.listen.startswith("unix:"):
+            raise ValueError("--api-workers: workers cannot share a unix socket, --listen must be host:port")
         if not self.insecure and not _is_local(self.listen):
             raise ValueError(
                 f"--listen: {self.listen!r} can be reached from other machines and TLS is not served yet;"
@@ -121,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "model", "model directory or hub id (default: the demo checkpoint)", metavar="DIR|HUB_ID")
     _add(parser, "served_model_name", "what requests call the model (default: its directory's name)")
     _add(parser, "listen", "host:port or unix:PATH; port 0 picks one, see the log line 'listening'")
+    _add(parser, "api_workers", "processes that serve the API; 0: the scheduler's own does", type=int)
     _add(parser, "insecure", "listen without TLS where other machines can reach")
     _add(parser, "executor", "where the executor listens")
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)

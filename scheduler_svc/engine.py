@@ -135,7 +135,7 @@ class Engine:
 
     def _submit(self, command: msg.Submit) -> None:
         request, live = command.request, self._live
-        num_tokens = len(request.prompt_token_ids)
+        num_tokens = len(request.prompt_token_ids) * request.n
         problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
         if self._live.has_id(request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
@@ -186,7 +186,7 @@ class Engine:
     def _load(self, key: int) -> msg.LoadReply:
         stats = self._core.stats() if self._core is not None else None
         draining = self._admission.is_draining
-        return load_reply(key, stats, self._times.means(), epoch=self._epoch, draining=draining)
+        return load_reply(key, stats, self._times, epoch=self._epoch, draining=draining)
 
     def _drain(self, command: msg.Drain) -> None:
         self._admission.is_draining = True

@@ -1,6 +1,7 @@
 """The API's end of the conversation with the engine: sends commands, brings each event to whom it concerns."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
@@ -190,6 +191,13 @@ class Frontend:
                 continue
             if stopped:
                 self._send(msg.Abort(live.key, (index,)))
+
+
+async def cancel_task(task: "asyncio.Task[Any]") -> None:
+    """Cancels a task and waits until it has ended."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _settle(future: "asyncio.Future[Any] | None", result: object) -> None:

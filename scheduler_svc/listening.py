@@ -4,6 +4,12 @@ import contextlib
 import os
 import socket
 import stat
+from typing import Any
+
+from nanoserve.address import bound_address
+
+# How long slow readers may take, after the last request has ended, to read what is theirs.
+READ_OUT_SECONDS = 5.0
 
 
 def check_free(address: str) -> None:
@@ -18,6 +24,29 @@ def check_free(address: str) -> None:
             _probe_port(address)
     except OSError as error:
         raise ValueError(f"--listen: {address}: {error.strerror or error}") from error
+
+
+def reserve_port(address: str) -> tuple[socket.socket, str]:
+    """Takes a host:port for servers of other processes that share it; returns what holds it, and the address bound.
+
+    Only sockets that share the port can be bound to it until the returned one, which never listens, is closed.
+    ValueError, naming --listen, where it is not free.
+    """
+    try:
+        family, kind, protocol, target = _resolve(address)
+        holder = socket.socket(family, kind, protocol)
+        try:
+            # Bound as a server that shares nothing, so that no other may be there; open to sharing from then on.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(target)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        except OSError:
+            holder.close()
+            raise
+    except OSError as error:
+        raise ValueError(f"--listen: {address}: {error.strerror or error}") from error
+    return holder, bound_address(address, holder.getsockname()[1])
 
 
 def remove_socket(address: str) -> None:
@@ -41,9 +70,15 @@ def _free_socket(path: str) -> None:
 
 
 def _probe_port(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, target = found[0]
+    family, kind, protocol, target = _resolve(address)
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(target)
+
+
+def _resolve(address: str) -> tuple[int, int, int, Any]:
+    """Family, kind, protocol and address of a socket to be bound."""
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, target = found[0]
+    return family, kind, protocol, target

@@ -1,27 +1,31 @@
 """The load as the engine reports it: what the core counts, and where the time of recent steps went."""
 
 from collections import deque
+from operator import add
 
 import numpy as np
 
 from scheduler_svc.core.stats import Stats
-from scheduler_svc.messages import LoadReply, StepMeans
+from scheduler_svc.messages import LoadReply, StepMeans, StepTotals
 from scheduler_svc.wire import StepTiming
 
 _NUM_RECENT_STEPS = 100
 
 
 class StepTimes:
-    """Keeps the times of the last 100 steps."""
+    """Keeps the times of the last 100 steps, and the sums over all."""
 
     def __init__(self) -> None:
         # Columns as in StepMeans, in seconds.
         self._steps: deque[tuple[float, ...]] = deque(maxlen=_NUM_RECENT_STEPS)
+        self._totals = (0.0,) * 6
 
     def add(self, timing: StepTiming, round_trip_seconds: float, schedule_seconds: float) -> None:
         """Takes in a step whose result came."""
         executor = (timing.device_ns, timing.host_ns, timing.queue_ns, timing.idle_ns)
-        self._steps.append((*(ns * 1e-9 for ns in executor), round_trip_seconds, schedule_seconds))
+        step = (*(ns * 1e-9 for ns in executor), round_trip_seconds, schedule_seconds)
+        self._steps.append(step)
+        self._totals = tuple(map(add, self._totals, step))
 
     def means(self) -> StepMeans | None:
         """The means; None before the first step."""
@@ -29,10 +33,12 @@ class StepTimes:
             return None
         return StepMeans(*(np.array(self._steps).mean(axis=0) * 1e3).tolist())
 
+    def totals(self) -> StepTotals | None:
+        """The sums; None before the first step."""
+        return StepTotals(*self._totals) if self._steps else None
 
-def load_reply(
-    key: int, stats: Stats | None, means: StepMeans | None, *, epoch: int, draining: bool
-) -> LoadReply:
+
+def load_reply(key: int, stats: Stats | None, times: StepTimes, *, epoch: int, draining: bool) -> LoadReply:
     """The answer to a LoadQuery; `stats` is None before the first session, `epoch` 0 while there is none."""
     if stats is None:
         return LoadReply(key, draining=draining)
@@ -50,7 +56,8 @@ def load_reply(
         num_steps=stats.num_steps,
         num_output_tokens=stats.num_output_tokens,
         num_plans_in_flight=stats.num_plans_in_flight,
-        step_means=means,
+        step_means=times.means(),
+        step_totals=times.totals(),
         executor_epoch=epoch,
         executor_healthy=epoch != 0,
         draining=draining,

@@ -212,6 +212,18 @@ class StepMeans:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTotals:
+    """Sums over all steps, in seconds; see StepTotals in admin.proto."""
+
+    device_seconds: float
+    host_seconds: float
+    queue_seconds: float
+    idle_seconds: float
+    round_trip_seconds: float
+    schedule_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReply:
     """The load of this moment; see Load in admin.proto."""
 
@@ -229,6 +241,7 @@ class LoadReply:
     num_output_tokens: int = 0
     num_plans_in_flight: int = 0
     step_means: StepMeans | None = None
+    step_totals: StepTotals | None = None
     executor_epoch: int = 0
     executor_healthy: bool = False
     draining: bool = False

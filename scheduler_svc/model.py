@@ -24,6 +24,7 @@ _NOT_ZERO = frozenset({"top_p", "repetition_penalty"})
 class Model:
     """The served model."""
 
+    folder: Path
     name: str
     """What requests call it."""
     architecture: str
@@ -45,6 +46,7 @@ def load_model(folder: Path, name: str) -> Model:
     eos = _token_ids(generation.get("eos_token_id"), path, "eos_token_id")
     eos += _token_ids(config.get("eos_token_id"), folder / "config.json", "eos_token_id")
     return Model(
+        folder=folder,
         name=name,
         architecture=architectures[0],
         eos_token_ids=tuple(dict.fromkeys(eos)),

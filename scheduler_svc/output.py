@@ -10,6 +10,9 @@ from scheduler_svc.detokenizer import Detokenizer
 from scheduler_svc.messages import TokenLogprobs
 from scheduler_svc.stop_strings import StopPattern, StopScanner
 
+# Most tokens that are added to one ready delta: to add text costs as much as the text that is there.
+_MERGED_TOKENS = 64
+
 
 class FinishReason(Enum):
     """Why an output ended; see FinishReason in inference.proto. The values are for logs."""
@@ -78,6 +81,9 @@ class Output:
         if self.finished is not None:
             return
         self.num_tokens += 1
+        if not self._held and finish is Finish.NONE and logprobs is None and not self._rules.stop_patterns:
+            self._push_plain(token_id)
+            return
         delta = self._open_delta()
         delta.token_ids.append(token_id)
         if logprobs is not None:
@@ -93,20 +99,41 @@ class Output:
         self._is_open = self._detokenizer.is_pending
         self._release()
 
+    def _push_plain(self, token_id: int) -> None:
+        """Takes in a token that ends nothing, where nothing is held and no stop string is looked for.
+
+        The tokens that wait for a slow reader are many: they are added to what is ready, not kept one by one.
+        """
+        piece = self._detokenizer.feed(token_id)
+        if self._detokenizer.is_pending:
+            self._held.append(Delta(piece, [token_id]))
+            self._num_held_characters += len(piece)
+            self._is_open = True
+            return
+        if self._ready and len(self._ready[-1].token_ids) < _MERGED_TOKENS and not self._ready[-1].logprobs:
+            last = self._ready[-1]
+            last.text += piece
+            last.token_ids.append(token_id)
+        else:
+            self._ready.append(Delta(piece, [token_id]))
+
     def give_up(self) -> None:
         """Ends the output as ABORTED, where it has not ended."""
         if self.finished is None:
             self._end(Finished(FinishReason.ABORTED), self._held[-1] if self._held else Delta())
 
     def take(self, max_tokens: int) -> Delta | None:
-        """Removes and returns what is ready, in one piece of about `max_tokens` at most; None where nothing is."""
+        """Removes and returns what is ready, in one piece; None where nothing is.
+
+        The piece has `max_tokens` at most, unless tokens that were made ready together are more.
+        """
         if not self._ready:
             return None
         delta = self._ready.popleft()
         if not self._ready:
             return delta
         texts, token_ids, logprobs = [delta.text], delta.token_ids, delta.logprobs
-        while self._ready and len(token_ids) < max_tokens:
+        while self._ready and len(token_ids) + len(self._ready[0].token_ids) <= max_tokens:
             more = self._ready.popleft()
             texts.append(more.text)
             token_ids += more.token_ids

@@ -67,7 +67,7 @@ class Scheduler:
                 first + index,
                 request,
                 index,
-                request.prompt_token_ids.astype(np.int32),
+                request.prompt_token_ids.astype(np.int32, copy=False),
                 self._urgency(request, now),
             )
             self._state.live[sequence.sequence_id] = sequence

@@ -132,6 +132,8 @@ class Service:
             executor=self.executor.address,
             executor_loss_timeout=_WAIT_SECONDS,
         )
+        if config.get("api_workers"):
+            config.setdefault("listen", "127.0.0.1:0")  # workers share a port, not a socket file
         self.config = replace(defaults, **config)
         self.model = demo_model()
         self.starts_executor, self.owns_executor = executor is None, owns_executor

@@ -90,10 +90,10 @@ def test_an_executor_away_for_too_long_ends_what_waits_for_it_and_comes_back_to_
                 await call
             with refused(UNAVAILABLE):
                 await service.generate([1])
-            assert not service.server.frontend.state.serving
+            assert not service.server.api.frontend.state.serving
             executor.start()
             async with asyncio.timeout(10):
-                while not service.server.frontend.state.serving:  # noqa: ASYNC110 (nobody tells of it)
+                while not service.server.api.frontend.state.serving:  # noqa: ASYNC110 (nobody tells of it)
                     await asyncio.sleep(0.01)
             assert len((await service.generate([1], max_tokens=5)).token_ids[0]) == 5
             await service.until_idle()
@@ -200,7 +200,7 @@ def test_a_scheduler_that_is_fenced_stops_for_good(tmp_path: Path):
                     await call
                 exit_ = await first.exit()
                 assert not exit_.is_failure
-                assert not first.server.frontend.state.serving
+                assert not first.server.api.frontend.state.serving
                 assert len((await second.generate([1], max_tokens=5)).token_ids[0]) == 5
                 assert (await second.load()).executor_epoch == 2
 

@@ -25,10 +25,11 @@ async def statuses(service: Service) -> set[int]:
         return {(await stub.Check(request)).status for request in requests}
 
 
-def test_health_is_serving_from_the_first_session_until_the_drain(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_health_is_serving_from_the_first_session_until_the_drain(tmp_path: Path, api_workers: int):
     async def test() -> None:
         executor = Executor(f"unix:{tmp_path}/ex")
-        async with Service(tmp_path, executor=executor) as service:
+        async with Service(tmp_path, api_workers=api_workers, executor=executor) as service:
             assert await statuses(service) == {STATUS.NOT_SERVING}
             executor.start()
             await service.serving()
@@ -51,9 +52,10 @@ def test_reflection_lists_the_services(tmp_path: Path):
     run(test)
 
 
-def test_a_drain_refuses_new_requests_and_waits_for_running_ones(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_drain_refuses_new_requests_and_waits_for_running_ones(tmp_path: Path, api_workers: int):
     async def test() -> None:
-        async with Service(tmp_path) as service:
+        async with Service(tmp_path, api_workers=api_workers) as service:
             await service.serving()
             running = asyncio.ensure_future(service.generate([1], max_tokens=200))
             await service.until(lambda load: load.num_running_requests == 1)
@@ -67,11 +69,12 @@ def test_a_drain_refuses_new_requests_and_waits_for_running_ones(tmp_path: Path)
     run(test)
 
 
-def test_a_drain_whose_time_is_up_ends_what_is_left(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_drain_whose_time_is_up_ends_what_is_left(tmp_path: Path, api_workers: int):
     async def test() -> None:
         executor = Executor(f"unix:{tmp_path}/ex", step_ms=20)
         executor.start()
-        async with Service(tmp_path, executor=executor) as service:
+        async with Service(tmp_path, api_workers=api_workers, executor=executor) as service:
             await service.serving()
             calls = [asyncio.ensure_future(service.generate([i], max_tokens=200)) for i in range(12)]
             await service.until(lambda load: load.num_running_requests + load.num_waiting_requests == 12)
@@ -85,9 +88,10 @@ def test_a_drain_whose_time_is_up_ends_what_is_left(tmp_path: Path):
     run(test)
 
 
-def test_the_load_is_streamed_at_the_interval_asked_for(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_the_load_is_streamed_at_the_interval_asked_for(tmp_path: Path, api_workers: int):
     async def test() -> None:
-        async with Service(tmp_path) as service:
+        async with Service(tmp_path, api_workers=api_workers) as service:
             await service.serving()
             call = service.admin.WatchLoad(admin_pb2.WatchLoadRequest(interval_seconds=0.05))
             assert not (await call.read()).load.HasField("step_stats")
@@ -97,6 +101,10 @@ def test_the_load_is_streamed_at_the_interval_asked_for(tmp_path: Path):
             load = (await call.read()).load
             assert load.step_stats.device_ms > 0
             assert load.step_stats.schedule_ms > 0
+            # With so few steps the means are over all of them.
+            for name in ("device", "host", "queue", "idle", "round_trip", "schedule"):
+                total_ms = getattr(load.step_totals, f"{name}_seconds") * 1e3
+                assert total_ms / load.num_steps == pytest.approx(getattr(load.step_stats, f"{name}_ms"))
             call.cancel()
 
     run(test)
@@ -114,7 +122,7 @@ def test_a_server_that_stops_ends_the_calls_that_wait(tmp_path: Path):
             await service.until(lambda load: load.num_running_requests == 1)
             drain = service.admin.Drain(admin_pb2.DrainRequest())
             await service.until(lambda load: load.draining)
-            service.server.frontend.close()
+            service.server.api.frontend.close()
             for waiting in (watch.read(), drain, service.load()):
                 with refused(grpc.StatusCode.UNAVAILABLE):
                     await waiting

@@ -202,4 +202,5 @@ def test_tokens_that_pile_up_come_in_pieces_of_bounded_size():
         assert len(delta.text) == len(delta.token_ids)
         sizes.append(len(delta.token_ids))
     assert sum(sizes) == 1000
-    assert sizes == [300, 300, 300, 100]
+    assert max(sizes) <= 300
+    assert len(sizes) <= 5

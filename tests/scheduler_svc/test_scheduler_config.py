@@ -58,7 +58,7 @@ def test_every_flag_sets_its_field():
         ("--no-kv-cache", "--no-kv-cache"),
         ("--priority-aging-seconds=0", "--priority-aging-seconds"),
         ("--max-queue-tokens=0", "--max-queue-tokens"),
-        ("--api-workers=2", "--api-workers"),
+        ("--api-workers=-1", "--api-workers"),
         ("--listen=8080", "--listen"),
         ("--listen=0.0.0.0:1", "--insecure"),
         ("--listen=192.168.1.1:1", "--insecure"),

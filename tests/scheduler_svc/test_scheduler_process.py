@@ -95,8 +95,9 @@ def expected(num_tokens: int) -> list[int]:
     return [virtual_token(11, 3 + i, 768) for i in range(num_tokens)]
 
 
-def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path):
-    with virtual_executor(tmp_path), scheduler(tmp_path) as server:
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, api_workers: int):
+    with virtual_executor(tmp_path), scheduler(tmp_path, f"--api-workers={api_workers}") as server:
         address = server.event("listening")["address"]
         assert not address.endswith(":0")
         channel, call = start_stream(address, 300)
@@ -111,10 +112,11 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path):
         assert line["total_seconds"] >= line["first_token_seconds"] >= line["queue_seconds"] > 0
 
 
-def test_sigterm_gives_up_what_takes_too_long(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_sigterm_gives_up_what_takes_too_long(tmp_path: Path, api_workers: int):
     with (
         virtual_executor(tmp_path, "--virtual-step-ms=20"),
-        scheduler(tmp_path, "--drain-timeout=0.2") as server,
+        scheduler(tmp_path, "--drain-timeout=0.2", f"--api-workers={api_workers}") as server,
     ):
         channel, call = start_stream(server.event("listening")["address"], 2000)
         with channel:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 import xxhash
 from scheduler_harness import LIMITS, MODEL, Executor, Service, generate_request, refused, run
 
@@ -22,9 +23,10 @@ def expected(prompt: list[int], seed: int, num_tokens: int, index: int = 0) -> l
     return [MODEL.token(seed, len(prompt) + i) for i in range(num_tokens)]
 
 
-def test_a_generation_tells_all_that_the_contract_says(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_generation_tells_all_that_the_contract_says(tmp_path: Path, api_workers: int):
     async def test() -> None:
-        async with Service(tmp_path) as service:
+        async with Service(tmp_path, api_workers=api_workers) as service:
             await service.serving()
             prompt = [5, 6, 7, 8, 9, 10, 11, 12, 13]
             answer = await service.generate(
@@ -55,9 +57,10 @@ def test_a_generation_tells_all_that_the_contract_says(tmp_path: Path):
     run(test)
 
 
-def test_a_second_request_hits_the_prefix_that_the_first_left(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_second_request_hits_the_prefix_that_the_first_left(tmp_path: Path, api_workers: int):
     async def test() -> None:
-        async with Service(tmp_path) as service:
+        async with Service(tmp_path, api_workers=api_workers) as service:
             await service.serving()
             prompt = list(range(40))
             cold = await service.generate(prompt, seed=1, max_tokens=4)
@@ -167,9 +170,10 @@ def test_a_stop_string_ends_one_output_and_frees_it_at_once(tmp_path: Path):
     run(test)
 
 
-def test_many_concurrent_requests_each_equal_their_own_run(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_many_concurrent_requests_each_equal_their_own_run(tmp_path: Path, api_workers: int):
     async def test() -> None:
-        async with Service(tmp_path) as service:
+        async with Service(tmp_path, api_workers=api_workers) as service:
             await service.serving()
             prompts = [[1, 2, 3, 4, 5, 6, 7, 8, *range(i % 7)] for i in range(40)]
             lengths = [10 + i * 5 % 60 for i in range(40)]
@@ -189,11 +193,12 @@ def test_many_concurrent_requests_each_equal_their_own_run(tmp_path: Path):
     run(test)
 
 
-def test_a_cancelled_call_frees_its_rows_and_blocks(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_cancelled_call_frees_its_rows_and_blocks(tmp_path: Path, api_workers: int):
     async def test() -> None:
         executor = Executor(f"unix:{tmp_path}/ex", step_ms=10)
         executor.start()
-        async with Service(tmp_path, executor=executor) as service:
+        async with Service(tmp_path, api_workers=api_workers, executor=executor) as service:
             await service.serving()
             call = service.stub.Generate(generate_request([1, 2, 3], max_tokens=200, n=4))
             while (await call.read()).WhichOneof("event") != "delta":
@@ -205,11 +210,12 @@ def test_a_cancelled_call_frees_its_rows_and_blocks(tmp_path: Path):
     run(test)
 
 
-def test_a_deadline_ends_a_request_wherever_it_is(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_deadline_ends_a_request_wherever_it_is(tmp_path: Path, api_workers: int):
     async def test() -> None:
         executor = Executor(f"unix:{tmp_path}/ex", step_ms=20)
         executor.start()
-        async with Service(tmp_path, executor=executor) as service:
+        async with Service(tmp_path, api_workers=api_workers, executor=executor) as service:
             await service.serving()
             with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
                 request = pb.GenerateRequest(text="hello", stop=pb.StopParams(ignore_eos=True))
@@ -220,7 +226,8 @@ def test_a_deadline_ends_a_request_wherever_it_is(tmp_path: Path):
     run(test)
 
 
-def test_a_slow_reader_gets_fewer_messages_and_the_same_tokens(tmp_path: Path):
+@pytest.mark.parametrize("api_workers", [0, 2])
+def test_a_slow_reader_gets_fewer_messages_and_the_same_tokens(tmp_path: Path, api_workers: int):
     async def test() -> None:
         limits = replace(LIMITS, num_blocks=1025, max_model_len=4096)
         executor = Executor(f"unix:{tmp_path}/ex", limits=limits, step_ms=0.01)
@@ -228,7 +235,7 @@ def test_a_slow_reader_gets_fewer_messages_and_the_same_tokens(tmp_path: Path):
         # So that the client's window does not grow with what is sent.
         options = [("grpc.http2.bdp_probe", 0), *CHANNEL_OPTIONS]
         async with (
-            Service(tmp_path, executor=executor) as service,
+            Service(tmp_path, api_workers=api_workers, executor=executor) as service,
             grpc.aio.insecure_channel(service.address, options=options) as channel,
         ):
             await service.serving()

@@ -56,6 +56,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--served-model-name", "NAME"),
     ServiceFlag("--batching", "NAME"),
     ServiceFlag("--pipeline-depth", "N"),
+    ServiceFlag("--api-workers", "N"),
     ServiceFlag("--max-queue-size", "N"),
     ServiceFlag("--max-queue-tokens", "N"),
     ServiceFlag("--priority-aging-seconds", "SECONDS"),

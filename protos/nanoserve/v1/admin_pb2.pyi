@@ -28,7 +28,7 @@ class WatchLoadResponse(_message.Message):
     def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running_requests", "num_waiting_requests", "num_total_blocks", "num_free_blocks", "num_cached_blocks", "num_held_blocks", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_steps", "num_output_tokens", "step_stats", "executor_epoch", "executor_healthy", "draining", "num_plans_in_flight")
+    __slots__ = ("num_running_requests", "num_waiting_requests", "num_total_blocks", "num_free_blocks", "num_cached_blocks", "num_held_blocks", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_steps", "num_output_tokens", "step_stats", "executor_epoch", "executor_healthy", "draining", "num_plans_in_flight", "step_totals")
     NUM_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class Load(_message.Message):
     EXECUTOR_HEALTHY_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NUM_PLANS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    STEP_TOTALS_FIELD_NUMBER: _ClassVar[int]
     num_running_requests: int
     num_waiting_requests: int
     num_total_blocks: int
@@ -61,7 +62,8 @@ class Load(_message.Message):
     executor_healthy: bool
     draining: bool
     num_plans_in_flight: int
-    def __init__(self, num_running_requests: _Optional[int] = ..., num_waiting_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_held_blocks: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., executor_epoch: _Optional[int] = ..., executor_healthy: bool = ..., draining: bool = ..., num_plans_in_flight: _Optional[int] = ...) -> None: ...
+    step_totals: StepTotals
+    def __init__(self, num_running_requests: _Optional[int] = ..., num_waiting_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_held_blocks: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., executor_epoch: _Optional[int] = ..., executor_healthy: bool = ..., draining: bool = ..., num_plans_in_flight: _Optional[int] = ..., step_totals: _Optional[_Union[StepTotals, _Mapping]] = ...) -> None: ...
 
 class StepStats(_message.Message):
     __slots__ = ("device_ms", "host_ms", "queue_ms", "idle_ms", "round_trip_ms", "schedule_ms")
@@ -78,6 +80,22 @@ class StepStats(_message.Message):
     round_trip_ms: float
     schedule_ms: float
     def __init__(self, device_ms: _Optional[float] = ..., host_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., idle_ms: _Optional[float] = ..., round_trip_ms: _Optional[float] = ..., schedule_ms: _Optional[float] = ...) -> None: ...
+
+class StepTotals(_message.Message):
+    __slots__ = ("device_seconds", "host_seconds", "queue_seconds", "idle_seconds", "round_trip_seconds", "schedule_seconds")
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    device_seconds: float
+    host_seconds: float
+    queue_seconds: float
+    idle_seconds: float
+    round_trip_seconds: float
+    schedule_seconds: float
+    def __init__(self, device_seconds: _Optional[float] = ..., host_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., round_trip_seconds: _Optional[float] = ..., schedule_seconds: _Optional[float] = ...) -> None: ...
 
 class ResetPrefixCacheRequest(_message.Message):
     __slots__ = ()

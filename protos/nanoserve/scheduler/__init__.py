@@ -1,0 +1,1 @@
+"""Between a scheduler's engine process and its API workers."""

@@ -1,0 +1,1 @@
+"""Generated from worker.proto by protos/generate.py."""

@@ -1,0 +1,55 @@
+"""The gRPC server of the API: both services, health and reflection, through one frontend."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from nanoserve.address import SERVER_OPTIONS
+from nanoserve.v1 import admin_pb2, inference_pb2
+from nanoserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from nanoserve.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from scheduler_svc.admin import AdminService
+from scheduler_svc.api import InferenceService
+from scheduler_svc.frontend import Frontend
+from scheduler_svc.model import Model
+
+_SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+)
+
+
+class ApiServer:
+    """`start`, then `set_serving` as often as that changes, then `stop`."""
+
+    def __init__(self, model: Model, frontend: Frontend, *, shares_port: bool) -> None:
+        """`shares_port` says whether other servers, of the same scheduler, listen at the same port."""
+        options = [(name, value) for name, value in SERVER_OPTIONS if name != "grpc.so_reuseport"]
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=[*options, ("grpc.so_reuseport", int(shares_port))])
+        add_InferenceServiceServicer_to_server(InferenceService(model, frontend), self._server)
+        add_AdminServiceServicer_to_server(AdminService(frontend), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, address: str) -> int:
+        """Listens, with health NOT_SERVING; returns the port. ValueError where it cannot listen."""
+        await self.set_serving(False)
+        try:
+            port = self._server.add_insecure_port(address)
+            await self._server.start()
+        except RuntimeError as error:
+            raise ValueError(f"--listen: cannot listen on {address!r}") from error
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says."""
+        state = health_pb2.HealthCheckResponse
+        status = state.SERVING if serving else state.NOT_SERVING
+        for name in ("", *_SERVICES):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Stops; calls get the grace to end."""
+        await self._server.stop(grace_seconds)

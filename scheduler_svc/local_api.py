@@ -1,0 +1,50 @@
+"""The API in the engine's own process."""
+
+import asyncio
+from collections.abc import Callable
+
+from nanoserve.address import bound_address
+from scheduler_svc import messages as msg
+from scheduler_svc.api_server import ApiServer
+from scheduler_svc.frontend import Frontend, cancel_task
+from scheduler_svc.listening import READ_OUT_SECONDS, check_free, remove_socket
+from scheduler_svc.model import Model
+
+
+class LocalApi:
+    """One server beside the engine. See Api in server.py."""
+
+    def __init__(self, address: str, model: Model, send: Callable[[msg.Command], None]) -> None:
+        self.serving = asyncio.Event()
+        self.frontend = Frontend(send, self._on_serving)
+        self._address = address
+        self._server = ApiServer(model, self.frontend, shares_port=False)
+        self._task: asyncio.Task[None] | None = None
+
+    def receive(self, event: msg.Event) -> None:
+        """Takes an event of the engine."""
+        self.frontend.receive(event)
+
+    async def start(self) -> str:
+        """Listens."""
+        check_free(self._address)
+        port = await self._server.start(self._address)
+        self._task = asyncio.ensure_future(self.frontend.run())
+        return bound_address(self._address, port)
+
+    async def drain(self, timeout_seconds: float | None) -> int:
+        """Waits until no request is left; returns how many had to be ended."""
+        return await self.frontend.drain(timeout_seconds)
+
+    async def stop(self) -> None:
+        """Lets streams be read to their ends, then closes."""
+        self.frontend.close()
+        await self._server.stop(READ_OUT_SECONDS)
+        if self._task is not None:
+            await cancel_task(self._task)
+            remove_socket(self._address)
+
+    async def _on_serving(self, serving: bool) -> None:
+        await self._server.set_serving(serving)
+        if serving:
+            self.serving.set()

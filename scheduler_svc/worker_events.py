@@ -1,0 +1,202 @@
+"""Events of the engine, between messages.py and the protobuf of API workers.
+
+Decoding raises FrameError where a message could not have been made by the encoding beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+
+from nanoserve.arrays import pack_float32, pack_int32
+from nanoserve.scheduler.v1 import worker_pb2 as pb
+from nanoserve.v1 import admin_pb2
+from scheduler_svc import messages as msg
+from scheduler_svc.core.request import Finish
+from scheduler_svc.framing import FrameError
+from scheduler_svc.worker_commands import decode_column
+
+_INT8, _INT32, _INT64, _FLOAT32 = (np.dtype(name) for name in ("i1", "<i4", "<i8", "<f4"))
+_LOAD_COUNTS = tuple(
+    entry.name for entry in fields(msg.LoadReply) if entry.name not in ("key", "step_means", "step_totals")
+)
+
+
+def encode_event(event: msg.Event, key_of: Callable[[int], int]) -> pb.Event:
+    """An event for a worker whose key of a request is `key_of` the engine's."""
+    match event:
+        case msg.StepBatch():
+            return pb.Event(step=_encode_step(event, key_of))
+        case msg.EngineState():
+            return pb.Event(state=pb.EngineState(**asdict(event)))
+        case msg.Accepted():
+            return pb.Event(accepted=pb.Accepted(key=key_of(event.key), sequence_ids=event.sequence_ids))
+        case msg.Refused():
+            problem = _encode_problem(event.problem)
+            return pb.Event(refused=pb.Refused(key=key_of(event.key), problem=problem))
+        case msg.LoadReply():
+            return pb.Event(load=_encode_load(event, key_of(event.key)))
+        case msg.PrefixCacheReset():
+            reset = pb.PrefixCacheReset(key=key_of(event.key), num_blocks=event.num_blocks)
+            return pb.Event(prefix_cache_reset=reset)
+        case msg.Drained():
+            num_aborted = event.num_aborted_requests
+            return pb.Event(drained=pb.Drained(key=key_of(event.key), num_aborted_requests=num_aborted))
+
+
+def decode_event(message: pb.Event) -> msg.Event:
+    """An event of the engine."""
+    match message.WhichOneof("event"):
+        case "step":
+            return _decode_step(message.step)
+        case "state":
+            state = message.state
+            return msg.EngineState(
+                state.serving, state.max_model_len, state.vocab_size, state.weights_fingerprint
+            )
+        case "accepted":
+            return msg.Accepted(message.accepted.key, tuple(message.accepted.sequence_ids))
+        case "refused":
+            return msg.Refused(message.refused.key, _decode_problem(message.refused.problem))
+        case "load":
+            return _decode_load(message.load)
+        case "prefix_cache_reset":
+            reset = message.prefix_cache_reset
+            return msg.PrefixCacheReset(reset.key, reset.num_blocks)
+        case "drained":
+            return msg.Drained(message.drained.key, message.drained.num_aborted_requests)
+    raise FrameError("an event that says nothing")
+
+
+def _encode_problem(problem: msg.Problem) -> pb.Problem:
+    return pb.Problem(
+        code=int(problem.code),
+        description=problem.description,
+        field=problem.field,
+        retry_seconds=problem.retry_seconds,
+    )
+
+
+def _decode_problem(message: pb.Problem) -> msg.Problem:
+    try:
+        code = msg.Code(message.code)
+    except ValueError as error:
+        raise FrameError(f"a problem of code {message.code}") from error
+    return msg.Problem(code, message.description, message.field, message.retry_seconds)
+
+
+def _encode_load(reply: msg.LoadReply, key: int) -> pb.LoadReply:
+    load = admin_pb2.Load(
+        **{name: getattr(reply, name) for name in _LOAD_COUNTS},
+        step_stats=None if reply.step_means is None else admin_pb2.StepStats(**asdict(reply.step_means)),
+        step_totals=None if reply.step_totals is None else admin_pb2.StepTotals(**asdict(reply.step_totals)),
+    )
+    return pb.LoadReply(key=key, load=load)
+
+
+def _decode_load(message: pb.LoadReply) -> msg.LoadReply:
+    load = message.load
+    return msg.LoadReply(
+        message.key,
+        **{name: getattr(load, name) for name in _LOAD_COUNTS},
+        step_means=_times(load.step_stats, msg.StepMeans) if load.HasField("step_stats") else None,
+        step_totals=_times(load.step_totals, msg.StepTotals) if load.HasField("step_totals") else None,
+    )
+
+
+def _times(message: Any, kind: type[Any]) -> Any:
+    return kind(*(getattr(message, entry.name) for entry in fields(kind)))
+
+
+def _encode_step(batch: msg.StepBatch, key_of: Callable[[int], int]) -> pb.StepBatch:
+    message = pb.StepBatch(time=batch.time)
+    if batch.tokens is not None:
+        message.tokens.CopyFrom(_encode_tokens(batch.tokens))
+    for started in batch.started:
+        message.started.add(key=key_of(started.key), num_cached_tokens=started.num_cached_tokens)
+    for end in batch.ended:
+        if isinstance(end, msg.Failed):
+            message.ended.add(key=key_of(end.key), problem=_encode_problem(end.problem))
+        else:
+            message.ended.add(key=key_of(end.key), num_preemptions=end.num_preemptions)
+    return message
+
+
+def _decode_step(message: pb.StepBatch) -> msg.StepBatch:
+    return msg.StepBatch(
+        message.time,
+        tuple(msg.Started(started.key, started.num_cached_tokens) for started in message.started),
+        _decode_tokens(message.tokens) if message.HasField("tokens") else None,
+        tuple(
+            msg.Failed(end.key, _decode_problem(end.problem))
+            if end.HasField("problem")
+            else msg.Ended(end.key, end.num_preemptions)
+            for end in message.ended
+        ),
+    )
+
+
+def _encode_tokens(tokens: msg.TokenBatch) -> pb.TokenBatch:
+    return pb.TokenBatch(
+        sequence_ids=tokens.sequence_ids.astype(_INT64, copy=False).tobytes(),
+        token_ids=pack_int32(tokens.token_ids),
+        finishes=tokens.finishes.tobytes(),
+        logprobs=[
+            pb.TokenLogprobs(
+                column=column,
+                logprob=entry.logprob,
+                rank=entry.rank,
+                alternative_ids=pack_int32(entry.alternative_ids),
+                alternative_logprobs=pack_float32(entry.alternative_logprobs),
+            )
+            for column, entry in tokens.logprobs.items()
+        ],
+        prompt_logprobs=[
+            pb.PromptLogprobs(
+                sequence_id=sequence_id,
+                first_position=piece.first_position,
+                logprobs=pack_float32(piece.logprobs),
+                ranks=pack_int32(piece.ranks),
+                alternative_ids=pack_int32(piece.alternative_ids),
+                alternative_logprobs=pack_float32(piece.alternative_logprobs),
+            )
+            for sequence_id, piece in tokens.prompt_logprobs
+        ],
+    )
+
+
+def _decode_tokens(message: pb.TokenBatch) -> msg.TokenBatch:
+    sequence_ids = decode_column(message.sequence_ids, _INT64)
+    token_ids = decode_column(message.token_ids, _INT32)
+    finishes = decode_column(message.finishes, _INT8)
+    if not len(sequence_ids) == len(token_ids) == len(finishes):
+        raise FrameError("columns of tokens that differ in length")
+    if len(finishes) and not 0 <= finishes.min() <= finishes.max() <= max(Finish):
+        raise FrameError("an unknown finish")
+    logprobs = {
+        entry.column: msg.TokenLogprobs(
+            entry.logprob,
+            entry.rank,
+            decode_column(entry.alternative_ids, _INT32),
+            decode_column(entry.alternative_logprobs, _FLOAT32),
+        )
+        for entry in message.logprobs
+    }
+    prompts = tuple((piece.sequence_id, _decode_prompt(piece)) for piece in message.prompt_logprobs)
+    return msg.TokenBatch(sequence_ids, token_ids, finishes, logprobs, prompts)
+
+
+def _decode_prompt(piece: pb.PromptLogprobs) -> msg.PromptLogprobs:
+    logprobs, ranks = decode_column(piece.logprobs, _FLOAT32), decode_column(piece.ranks, _INT32)
+    ids, alternatives = (
+        decode_column(piece.alternative_ids, _INT32),
+        decode_column(piece.alternative_logprobs, _FLOAT32),
+    )
+    num = len(logprobs)
+    if not num or len(ranks) != num or len(ids) != len(alternatives) or len(ids) % num:
+        raise FrameError("prompt log-probabilities that differ in length")
+    shape = (num, len(ids) // num)
+    return msg.PromptLogprobs(
+        piece.first_position, logprobs, ranks, ids.reshape(shape), alternatives.reshape(shape)
+    )

@@ -1,0 +1,146 @@
+"""The API in worker processes: starts them, joins them to the engine, starts them again when they die.
+
+Workers share the listening port; each holds one end of a socket pair. Nothing else joins them to this process: when
+either is killed, the kernel closes its end and tells the other.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from scheduler_svc import messages as msg
+from scheduler_svc.frame_connection import FrameConnection
+from scheduler_svc.frontend import cancel_task
+from scheduler_svc.listening import READ_OUT_SECONDS, reserve_port
+from scheduler_svc.worker_hub import WorkerHub
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 10.0
+# A worker that has listened for so long before it died is started again without more ado.
+_LASTING_SECONDS = 30.0
+# How much longer than its streams a worker may take to stop.
+_STOP_SECONDS = 3.0
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFlags:
+    """What all workers are started with, beside address and socket."""
+
+    model_folder: Path
+    model_name: str
+    log_level: str
+
+
+class WorkerPool:
+    """`num_workers` servers at one port. See Api in server.py."""
+
+    def __init__(
+        self, address: str, num_workers: int, flags: WorkerFlags, send: Callable[[msg.Command], None]
+    ) -> None:
+        self._hub = WorkerHub(send)
+        self.serving, self.receive, self.drain = self._hub.serving, self._hub.receive, self._hub.drain
+        self._address, self._num_workers, self._flags = address, num_workers, flags
+        self._port: socket.socket | None = None
+        self._started: list[asyncio.Future[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+        self.processes: dict[int, asyncio.subprocess.Process] = {}
+        """Those that run, by the worker's index."""
+        self.listening: set[int] = set()
+        """Indices of the workers that listen."""
+
+    async def start(self) -> str:
+        """Returns when all workers listen. ValueError where the port is taken or a worker cannot start."""
+        self._port, self._address = reserve_port(self._address)
+        loop = asyncio.get_running_loop()
+        self._started = [loop.create_future() for _ in range(self._num_workers)]
+        self._tasks = [asyncio.ensure_future(self._keep_running(i)) for i in range(self._num_workers)]
+        try:
+            await asyncio.gather(*self._started)
+        except ValueError:
+            await self.stop()
+            raise
+        self._hub.open()
+        return self._address
+
+    async def stop(self) -> None:
+        """Lets streams be read to their ends, then ends the workers."""
+        self._is_stopping = True
+        self._hub.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=READ_OUT_SECONDS + _STOP_SECONDS)
+        for task in self._tasks:
+            await cancel_task(task)
+        if self._port is not None:
+            self._port.close()
+
+    async def _keep_running(self, index: int) -> None:
+        """Runs one worker after the other, until the pool stops."""
+        loop = asyncio.get_running_loop()
+        backoff = _FIRST_BACKOFF_SECONDS
+        while not self._is_stopping:
+            began = loop.time()
+            try:
+                reason = await self._run(index)
+            except OSError as error:
+                reason = str(error)  # no process to be had
+            if not self._started[index].done():
+                description = f"--api-workers: worker {index} could not start: {reason}"
+                self._started[index].set_exception(ValueError(description))
+                return
+            if self._is_stopping:
+                return
+            if loop.time() - began > _LASTING_SECONDS:
+                backoff = _FIRST_BACKOFF_SECONDS
+            _log.error("api worker lost", worker=index, reason=reason, retry_seconds=backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+
+    async def _run(self, index: int) -> str:
+        """Runs one worker process to its end; returns why it ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await self._spawn(index, theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
+        self.processes[index] = process
+        connection = FrameConnection(lambda data: self._hub.take(number, data))
+        number = self._hub.connect(connection.send, lambda: self._note_listening(index))
+        try:
+            await connection.open(ours)
+            reason = await asyncio.shield(connection.lost)
+        finally:
+            self._hub.disconnect(number)
+            connection.close()
+            del self.processes[index]
+            self.listening.discard(index)
+            # It may be gone, or about to; a worker whose connection is lost is of no use in any case.
+            if process.returncode is None:
+                process.kill()
+            status = await process.wait()
+        return f"{reason}, status {status}"
+
+    async def _spawn(self, index: int, fd: int) -> asyncio.subprocess.Process:
+        flags = self._flags
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scheduler_svc.api_worker", f"--index={index}", f"--fd={fd}"),
+            *(f"--listen={self._address}", f"--model={flags.model_folder}", f"--name={flags.model_name}"),
+            f"--log-level={flags.log_level}",
+            pass_fds=[fd],
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+
+    def _note_listening(self, index: int) -> None:
+        self.listening.add(index)
+        if not self._started[index].done():
+            self._started[index].set_result(None)
+        else:
+            _log.info("api worker back", worker=index)
