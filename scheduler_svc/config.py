@@ -34,6 +34,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = None
     """None: the executor's limit."""
     pipeline_depth: int = 2
+    max_plan_ms: float = 3.0
+    """Most device time of the plans in flight where they hold several decode steps each."""
     max_queue_size: int = 4096
     """Most requests that wait for their first step."""
     max_queue_tokens: int | None = None
@@ -75,7 +77,7 @@ class SchedulerConfig:
         _require("max_num_batched_tokens", tokens is None or tokens >= 1, "must be at least 1", self)
         for name in ("pipeline_depth", "max_queue_size"):
             _require(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("executor_loss_timeout", "drain_timeout"):
+        for name in ("executor_loss_timeout", "drain_timeout", "max_plan_ms"):
             seconds = getattr(self, name)
             _require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
         _require("api_workers", 0 <= self.api_workers <= 256, "must be in [0, 256]", self)
@@ -138,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(group, "batching", "how sequences share steps; all but continuous are for study")
     _add(group, "max_num_batched_tokens", "most tokens a step computes (default: the executor's)", type=int)
     _add(group, "pipeline_depth", "most plans sent and not yet answered", type=int)
+    _add(group, "max_plan_ms", "device time that several decode steps a plan may add up to", type=float)
     _add(group, "max_queue_size", "most requests that wait", type=int)
     _add(group, "max_queue_tokens", "most prompt tokens that wait (default: no limit)", type=int)
     _add(

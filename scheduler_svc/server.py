@@ -66,6 +66,7 @@ class SchedulerServer:
             self._inbox,
             self._link,
             self.api.receive,
+            max_plan_ms=config.max_plan_ms,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None
 

@@ -57,6 +57,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--batching", "NAME"),
     ServiceFlag("--pipeline-depth", "N"),
     ServiceFlag("--api-workers", "N"),
+    ServiceFlag("--max-plan-ms", "X"),
     ServiceFlag("--max-queue-size", "N"),
     ServiceFlag("--max-queue-tokens", "N"),
     ServiceFlag("--priority-aging-seconds", "SECONDS"),
