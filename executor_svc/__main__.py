@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import socket
 import sys
@@ -30,7 +31,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs an executor until it is told to stop. 0 after a signal, 1 where it cannot start, 2 for a wrong flag."""
+    """Runs an executor until it is told to stop.
+
+    0 after a signal, 1 where it cannot start or a step does not end, 2 for a wrong flag.
+    """
     for number in _SIGNALS:
         # Until there is something to stop, a signal just ends the process.
         signal.signal(number, lambda *_: sys.exit(0))
@@ -52,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         received.recv(1)
         logger.info("stopping")
-        server.stop(_STOP_GRACE_SECONDS)
+        if not server.stop(_STOP_GRACE_SECONDS):
+            logger.error("stop_failed", reason="a step does not end, or the runner could not be freed")
+            # A return would wait for the threads that wait for the device.
+            os._exit(1)
     return 0
 
 

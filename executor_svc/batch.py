@@ -103,8 +103,7 @@ class BatchState:
         self.device = device
         self.vocab_size = limits.vocab_size
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
-        # One more than a sequence may have: its last token's successor is sampled, then dropped.
-        self.token_ids = torch.zeros(num_rows, limits.max_model_len + 1, dtype=torch.int32, device=device)
+        self.token_ids = torch.zeros(num_rows, limits.max_model_len, dtype=torch.int32, device=device)
         self.params = RowParams(num_rows, device)
         self.needs = RowNeeds(num_rows)
         self.counts: TokenCounts | None = None

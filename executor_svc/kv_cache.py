@@ -1,10 +1,8 @@
 """The paged KV cache: for each layer, keys and values of every slot of every block."""
 
-import os
-from pathlib import Path
-
 import torch
 
+from executor_svc.host_memory import available_bytes
 from executor_svc.models.config import ModelConfig
 
 _CPU_CACHE_BYTES = 2 * 1024**3
@@ -52,9 +50,10 @@ def default_num_blocks(
     ValueError, naming the flag, where not even two fit.
     """
     if device.type == "cuda":
+        # The rest is for activations and for the scratch of sampling, which slices of rows bound at some 200 MB.
         budget = int(torch.cuda.mem_get_info(device)[0] * utilization)
     else:
-        budget = min(_available_bytes() // 4, _CPU_CACHE_BYTES)
+        budget = min(available_bytes() // 4, _CPU_CACHE_BYTES)
     num_blocks = min(budget // bytes_per_block, most_useful)
     if num_blocks < 2:
         raise ValueError(
@@ -62,13 +61,3 @@ def default_num_blocks(
             "choose a smaller --block-size, or give the number"
         )
     return num_blocks
-
-
-def _available_bytes() -> int:
-    """Memory that can be had without swapping; all there is, where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

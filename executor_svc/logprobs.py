@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from executor_svc.row_slices import row_slices
 from nanoserve.arrays import Float32Array, Int32Array
 
 # Most positions of a prompt whose logits exist at once; also the most that one PromptLogprobs holds.
@@ -33,8 +34,22 @@ class TokenLogprobs:
 def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> TokenLogprobs:
     """Judges one token (int64 [num_tokens]) by each row of `logits`, float32 [num_tokens, vocab_size].
 
-    More alternatives than there are tokens get the latter.
+    More alternatives than there are tokens get the latter. In slices of rows, whose scratch is bounded.
     """
+    parts = [
+        _token_logprobs(logits[some], token_ids[some], num_alternatives) for some in row_slices(*logits.shape)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return TokenLogprobs(
+        torch.cat([part.token_logprobs for part in parts]),
+        torch.cat([part.token_ranks for part in parts]),
+        torch.cat([part.alternative_ids for part in parts]),
+        torch.cat([part.alternative_logprobs for part in parts]),
+    )
+
+
+def _token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num_alternatives: int) -> TokenLogprobs:
     largest = logits.amax(dim=-1, keepdim=True)
     log_sum = (logits - largest).exp().sum(dim=-1, keepdim=True).log()
     own = logits.gather(1, token_ids[:, None])

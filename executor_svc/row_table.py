@@ -158,6 +158,8 @@ class RowTable:
         num_slots = int(self._num_blocks[row]) * self._limits.block_size
         if end > num_slots:
             raise invalid(f"{field}.num_tokens", f"ends at {end}, row {row} has {num_slots} slots", (row,))
+        if end == self._limits.max_model_len:
+            raise invalid(f"{field}.num_tokens", f"row {row} would sample past max_model_len {end}", (row,))
         if prefill.samples != (end == num_known):
             what = f"{prefill.samples}, ending at {end} of {num_known} known tokens"
             raise invalid(f"{field}.samples", what, (row,))
@@ -174,10 +176,13 @@ class RowTable:
         check_ids("decode_row_steps", steps, 1, plan.num_decode_steps + 1)
         positions = self._length[rows]
         ends = positions + steps
-        num_slots = np.minimum(self._num_blocks[rows] * self._limits.block_size, self._limits.max_model_len)
+        # The token sampled behind the last position is one of the sequence's too.
+        num_slots = np.minimum(
+            self._num_blocks[rows] * self._limits.block_size, self._limits.max_model_len - 1
+        )
         if (bad := first_true(ends > num_slots)) is not None:
             row = int(rows[bad])
-            what = f"row {row} would end at {ends[bad]}, it has slots for {num_slots[bad]}"
+            what = f"row {row} would end at {ends[bad]}, it may compute {num_slots[bad]} positions"
             raise invalid(f"decode_rows[{bad}]", what, (row,))
         self._length[rows] = ends
         return positions

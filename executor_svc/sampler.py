@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from executor_svc.batch import BatchState, BoolArray
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowStatus
+from executor_svc.row_slices import row_slices
 from nanoserve.arrays import Int32Array
 
 
@@ -28,6 +29,12 @@ class SamplingRows:
     """The position that each row's sampled token will have."""
     masks: Mapping[int, NDArray[np.bool_]]
     """For guided rows, by row: which tokens are allowed, [vocab_size]."""
+
+    def part(self, some: slice) -> "SamplingRows":
+        """Those of a slice."""
+        rows = self.rows[some]
+        masks = {row: self.masks[row] for row in rows.tolist() if row in self.masks}
+        return SamplingRows(self.state, rows, self.positions[some], masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,30 @@ class SampledTokens:
 
 
 def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:
-    """Samples from raw `logits`: float32 [num_rows, vocab_size], left as they are."""
+    """Samples from raw `logits`: float32 [num_rows, vocab_size], left as they are.
+
+    In slices of rows where a row needs scratch, many times its logits. No row's result depends on another row.
+    """
+    reports_gap = bool(batch.state.needs.reports_gap[batch.rows].any())
+    slices = row_slices(*logits.shape) if _needs_scratch(batch) else [slice(None)]
+    parts = [_sample(logits[some], batch.part(some), reports_gap) for some in slices]
+    if len(parts) == 1:
+        return parts[0]
+    return SampledTokens(
+        torch.cat([part.token_ids for part in parts]),
+        torch.cat([part.statuses for part in parts]),
+        torch.cat([part.gaps for part in parts if part.gaps is not None]) if reports_gap else None,
+    )
+
+
+def _needs_scratch(batch: SamplingRows) -> bool:
+    """Whether a row does anything but take the best of its raw logits."""
     needs, rows = batch.state.needs, batch.rows
+    changes = needs.draws[rows] | needs.logit_bias[rows] | needs.penalties[rows]
+    return bool(batch.masks) or bool((changes | (batch.positions < needs.first_end_position[rows])).any())
+
+
+def _sample(logits: torch.Tensor, batch: SamplingRows, reports_gap: bool) -> SampledTokens:
     # NaN and infinity are contagious to the maximum; it is -inf where there is nothing else.
     finite = logits.amax(dim=-1).isfinite()
     scores = process_logits(logits, batch)
@@ -56,7 +85,7 @@ def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:
     statuses.masked_fill_(~allowed, RowStatus.NO_TOKEN_ALLOWED)
     statuses.masked_fill_(~finite, RowStatus.NON_FINITE_LOGITS)
     gaps = None
-    if needs.reports_gap[rows].any():
+    if reports_gap:
         two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
         gaps = two[:, 0] - two[:, 1] if two.shape[-1] == 2 else torch.full_like(two[:, 0], torch.inf)
     return SampledTokens(torch.where(succeeded, best, 0), statuses, gaps)

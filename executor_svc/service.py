@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import socket
-import stat
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import NoReturn
 
 import grpc
@@ -16,12 +15,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from executor_svc import wire
+from executor_svc.listening import check_port, free_socket_path
 from executor_svc.runner import StepRunner
 from executor_svc.session import (
     ExecutorStopping,
     MessageOutOfOrder,
+    OpeningMissing,
     OpenRefused,
     Session,
+    SessionCrashed,
     SessionEnded,
     SessionReplaced,
 )
@@ -32,13 +34,21 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1 import executor_pb2_grpc
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
-# Each open stream and each call holds a thread; there is one session at a time, and a few that wait to open.
+# Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
+# threads that these may not take are left to Describe and health.
 _NUM_THREADS = 32
+_MAX_STREAMS = 16
+# How long a stream may keep its thread without saying what it wants.
+_OPENING_SECONDS = 10.0
+# How long the steps under way when the grace is over may go on, before they are taken to hang.
+_DRAIN_SECONDS = 3.0
 _STATUSES: dict[type[SessionEnded], grpc.StatusCode] = {
     OpenRefused: grpc.StatusCode.FAILED_PRECONDITION,
     SessionReplaced: grpc.StatusCode.ABORTED,
     ExecutorStopping: grpc.StatusCode.UNAVAILABLE,
     MessageOutOfOrder: grpc.StatusCode.INVALID_ARGUMENT,
+    OpeningMissing: grpc.StatusCode.DEADLINE_EXCEEDED,
+    SessionCrashed: grpc.StatusCode.INTERNAL,
 }
 _logger = structlog.get_logger()
 
@@ -48,6 +58,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
 
     def __init__(self, runner: StepRunner, identity: Identity) -> None:
         self.sessions = SessionManager(runner)
+        self._free_streams = threading.Semaphore(_MAX_STREAMS)
         self._description = wire.encode_description(runner.limits, runner.device, runner.dtype, identity)
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeResponse:
@@ -56,6 +67,17 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         return pb.DescribeResponse(description=self._description, epoch=epoch, session_alive=alive)
 
     def Execute(
+        self, request_iterator: Iterator[pb.ExecuteRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.ExecuteResponse]:
+        """Runs a session; RESOURCE_EXHAUSTED where too many streams are open."""
+        if not self._free_streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_STREAMS} streams are open already")
+        try:
+            yield from self._run(request_iterator, context)
+        finally:
+            self._free_streams.release()
+
+    def _run(
         self, request_iterator: Iterator[pb.ExecuteRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ExecuteResponse]:
         """Runs a session: the calling thread answers, another one reads."""
@@ -77,18 +99,13 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             _abort(context, end)
         except Exception:
             _logger.exception("session_crashed", epoch=session.epoch)
-            context.abort(grpc.StatusCode.INTERNAL, "a bug of the executor: see its log")
+            _abort(context, SessionCrashed())
         finally:
             session.end()
 
     def _open(self, request_iterator: Iterator[pb.ExecuteRequest], context: grpc.ServicerContext) -> Session:
-        first = next(request_iterator, None)
-        if first is None or first.WhichOneof("request") != "open":
-            _abort(context, MessageOutOfOrder("open: must be the first message"))
-        if not first.open.scheduler_id:
-            _abort(context, MessageOutOfOrder("open.scheduler_id: must not be empty"))
         try:
-            session = self.sessions.claim(first.open)
+            session = self.sessions.claim(_read_opening(request_iterator))
         except SessionEnded as end:
             _abort(context, end)
         if not context.add_callback(session.end):
@@ -113,6 +130,29 @@ def _abort(context: grpc.ServicerContext, end: SessionEnded) -> NoReturn:
     context.abort(_STATUSES[type(end)], str(end))
 
 
+def _read_opening(requests: Iterator[pb.ExecuteRequest]) -> pb.OpenSession:
+    """The first message of a stream; SessionEnded where it is another, or none comes in time."""
+    arrived: SimpleQueue[pb.ExecuteRequest | None] = SimpleQueue()
+
+    def read() -> None:
+        first = None
+        with contextlib.suppress(grpc.RpcError):  # the call is over
+            first = next(requests, None)
+        arrived.put(first)
+
+    # gRPC waits for a message without a limit, so another thread has to; it goes when the call is over.
+    threading.Thread(target=read, name="session-opening", daemon=True).start()
+    try:
+        first = arrived.get(timeout=_OPENING_SECONDS)
+    except Empty:
+        raise OpeningMissing(f"open: did not come within {_OPENING_SECONDS:g} s") from None
+    if first is None or first.WhichOneof("request") != "open":
+        raise MessageOutOfOrder("open: must be the first message")
+    if not first.open.scheduler_id:
+        raise MessageOutOfOrder("open.scheduler_id: must not be empty")
+    return first.open
+
+
 def _read(session: Session, requests: Iterator[pb.ExecuteRequest]) -> None:
     """The reading thread: takes plans until the stream ends, then sees what they launched to its end."""
     try:
@@ -126,7 +166,7 @@ def _read(session: Session, requests: Iterator[pb.ExecuteRequest]) -> None:
         pass  # the call was cancelled, or its connection is gone: end() has been called
     except Exception:
         _logger.exception("reader_crashed", epoch=session.epoch)
-        session.end()
+        session.finish(SessionCrashed())
     session.finish()
     session.wait_ended()
     session.drain()
@@ -138,9 +178,9 @@ class ExecutorServer:
 
     def __init__(self, listen: str) -> None:
         """Binds; ValueError, naming the flag, where the address cannot be had."""
-        self._socket_path = _free_socket_path(listen)
+        self._socket_path = free_socket_path(listen)
         if self._socket_path is None:
-            _check_port(listen)
+            check_port(listen)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="executor-rpc")
         self._server = grpc.server(self._threads, options=SERVER_OPTIONS)
         try:
@@ -151,6 +191,7 @@ class ExecutorServer:
         """The address bound, port 0 replaced by the one picked."""
         self._health = health.HealthServicer()
         self._service: ExecutorService | None = None
+        self._stopped = threading.Event()
 
     def start(self, runner: StepRunner, identity: Identity) -> None:
         """Serves the runner, which must be ready; health is SERVING from now on."""
@@ -163,8 +204,20 @@ class ExecutorServer:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
 
-    def stop(self, grace_seconds: float) -> None:
-        """Stops: health NOT_SERVING, plans taken are answered, other calls get the grace; then frees the runner."""
+    def stop(self, grace_seconds: float) -> bool:
+        """Stops: health NOT_SERVING, plans taken are answered, other calls get the grace; then frees the runner.
+
+        False where that fails, or a step does not end: threads that wait for the device then keep this process alive
+        until it is ended by force.
+        """
+        stopping = threading.Thread(
+            target=self._stop, args=(grace_seconds,), name="executor-stop", daemon=True
+        )
+        stopping.start()
+        stopping.join(grace_seconds + _DRAIN_SECONDS)
+        return self._stopped.is_set()
+
+    def _stop(self, grace_seconds: float) -> None:
         self._health.enter_graceful_shutdown()
         if self._service is not None:
             self._service.sessions.stop()
@@ -175,38 +228,4 @@ class ExecutorServer:
         if self._socket_path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._socket_path)
-
-
-def _free_socket_path(listen: str) -> str | None:
-    """The path of a unix address, None for others; ValueError where a server answers there, or it is another file.
-
-    gRPC itself would unlink the socket of a living server.
-    """
-    if not listen.startswith("unix:"):
-        return None
-    path = listen.removeprefix("unix:")
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return path
-    if not stat.S_ISSOCK(mode):
-        raise ValueError(f"--listen: {path} exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(path) == 0:
-            raise ValueError(f"--listen: {path} is in use")
-    os.unlink(path)
-    return path
-
-
-def _check_port(listen: str) -> None:
-    """ValueError where a host:port cannot be bound: gRPC would say so less clearly, and in lines of its own."""
-    host, _, port = listen.rpartition(":")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ValueError(f"--listen: {listen}: {error.strerror or error}") from error
+        self._stopped.set()

@@ -44,8 +44,19 @@ class ExecutorStopping(SessionEnded):
     """The executor is stopping."""
 
 
+class OpeningMissing(SessionEnded):
+    """The stream's first message did not come in time."""
+
+
 class MessageOutOfOrder(SessionEnded):
     """A message came that the contract does not allow there."""
+
+
+class SessionCrashed(SessionEnded):
+    """A bug of the executor: its stack is for the log, not for the scheduler."""
+
+    def __init__(self) -> None:
+        super().__init__("a bug of the executor: see its log")
 
 
 @dataclass(slots=True)
@@ -144,8 +155,9 @@ class Session:
                 return
             try:
                 launched = self._launch(plan, arrived_ns)
-            except StepFailure as failure:
+            except Exception as error:
                 self._failed = True
+                failure = error if isinstance(error, StepFailure) else _internal(plan.step_id, error)
                 self._answers.put(_Refused(plan.step_id, failure))
                 return
             self._launched.append(launched)
@@ -157,12 +169,7 @@ class Session:
         begin_ns = time.monotonic_ns()
         step = self._table.apply(wire.decode_plan(plan, self._limits.vocab_size))
         launch_ns = time.monotonic_ns()
-        try:
-            pending = self._runner.launch(step)
-        except StepFailure:
-            raise
-        except Exception as error:
-            raise _internal(plan.step_id, error) from error
+        pending = self._runner.launch(step)
         host_ns = time.monotonic_ns() - begin_ns
         return _Launched(plan.step_id, step.plan.num_decode_steps, pending, launch_ns - arrived_ns, host_ns)
 
@@ -196,7 +203,7 @@ class Session:
         return last_result
 
     def _resolve(self, answer: _Launched | _Refused) -> Iterator[pb.StepResult]:
-        """The results of one plan, as they come; none once the session has ended."""
+        """The results of one plan, as they come: up to its first failure, and none once the session has ended."""
         if isinstance(answer, _Refused):
             assert answer.failure is not None
             yield self._failure(answer.step_id, 0, answer.failure)
@@ -207,6 +214,8 @@ class Session:
                     return
                 result = self._wait(answer, sub_step)
             yield result
+            if result.last:
+                return
 
     def _wait(self, launched: _Launched, sub_step: int) -> pb.StepResult:
         step_id, last = launched.step_id, sub_step == launched.num_sub_steps - 1

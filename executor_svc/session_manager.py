@@ -6,6 +6,9 @@ from executor_svc.runner import StepRunner
 from executor_svc.session import ExecutorStopping, OpenRefused, Session, SessionReplaced
 from nanoserve.executor.v1 import executor_pb2 as pb
 
+# How soon a session that waits for the device notices that it has ended.
+_WAIT_SLICE_SECONDS = 0.01
+
 
 class SessionManager:
     """Lets one session at a time have the runner. Thread-safe."""
@@ -19,6 +22,8 @@ class SessionManager:
         # Whoever holds it owns the device between two sessions.
         self._device_lock = threading.Lock()
         self._last_opened: Session | None = None
+        # The thread that drains it, once another session wants the device.
+        self._drainer: threading.Thread | None = None
 
     def state(self) -> tuple[int, bool]:
         """The current epoch, and whether its session is alive. Never blocks on a step."""
@@ -43,15 +48,35 @@ class SessionManager:
             return self._current
 
     def prepare(self, session: Session) -> None:
-        """Returns when the device is idle and all rows are clear, unless the session has ended meanwhile."""
-        with self._device_lock:
-            # Claims come in order but may get here in any: only the newest is alive, and only it matters.
-            if not session.alive:
-                return
-            if self._last_opened is not None:
-                self._last_opened.drain()
-            self._runner.reset()
-            self._last_opened = session
+        """Returns when the device is idle and all rows are clear, or when the session has ended.
+
+        The wait for a step that hangs is a thread's of its own, one for all who wait: a scheduler that connects again
+        and again leaves none behind.
+        """
+        while session.alive:
+            if self._device_lock.acquire(timeout=_WAIT_SLICE_SECONDS):
+                try:
+                    # Claims come in order but may get here in any: only the newest is alive, and only it matters.
+                    if session.alive and self._drained():
+                        self._runner.reset()
+                        self._last_opened = session
+                        return
+                finally:
+                    self._device_lock.release()
+
+    def _drained(self) -> bool:
+        """Waits a moment for the end of what the last session launched; whether it has come."""
+        if self._last_opened is None:
+            return True
+        if self._drainer is None:
+            name = f"session-{self._last_opened.epoch}-drainer"
+            self._drainer = threading.Thread(target=self._last_opened.drain, name=name, daemon=True)
+            self._drainer.start()
+        self._drainer.join(_WAIT_SLICE_SECONDS)
+        if self._drainer.is_alive():
+            return False
+        self._drainer = None
+        return True
 
     def stop(self) -> None:
         """Refuses new sessions, and lets the current one answer the plans that it has taken."""

@@ -119,7 +119,7 @@ def _decode_mask(field: str, mask: pb.RowMask, vocab_size: int) -> RowMask:
             raise invalid(f"{field}.allowed_bits", what, (mask.row,))
         return RowMask(mask.row, np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_))
     ids = _ints(f"{field}.{form}", mask.allowed_ids if form == "allowed_ids" else mask.forbidden_ids)
-    check_ids(f"{field}.{form}", ids, 0, vocab_size)
+    check_ids(f"{field}.{form}", ids, 0, vocab_size, (mask.row,))
     allowed = np.full(vocab_size, form == "forbidden_ids")
     allowed[ids] = form == "allowed_ids"
     return RowMask(mask.row, allowed)

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 import grpc.aio
 
-from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from nanoserve_client import requests, responses
 from nanoserve_client.connection import (
     DEFAULT_ADDRESS,
@@ -190,7 +190,7 @@ class AsyncClient:
 
     async def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """What is served: limits, defaults, fingerprints."""
-        request = inference_pb2.GetModelRequest(model=model)
+        request = requests.get_model_request(model)
         return responses.model_info(await self._unary(self._inference.GetModel, request, timeout))
 
     async def get_load(self, *, timeout: float | None = None) -> Load:
@@ -200,6 +200,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; streams still open end."""
+        self._connector.close()
         if "_channel" in vars(self):
             await self._channel.close()
 

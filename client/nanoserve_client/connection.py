@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
+from numbers import Real
 
 import grpc
 
@@ -18,6 +19,7 @@ from nanoserve_client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     InvalidRequest,
+    NanoserveError,
     Unavailable,
     error_from_rpc,
 )
@@ -25,10 +27,15 @@ from nanoserve_client.errors import (
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_CONNECT_TIMEOUT = 10.0
 _RETRY_SECONDS = 0.1
+# gRPC takes the far future for the past, so what is longer than a year is no deadline.
+_LONGEST_TIMEOUT_SECONDS = 365 * 86400.0
+_LONGEST_PROBE_SECONDS = 86400.0  # a socket's timeout has to fit into 32 bits of milliseconds
 
 
 def checked_address(address: str) -> str:
     """`address`; InvalidRequest where it is neither host:port nor unix:PATH."""
+    if not isinstance(address, str):
+        raise InvalidRequest(f"address: {address!r} is no text")
     try:
         return check_address("address", address)
     except ValueError as error:
@@ -51,13 +58,14 @@ def channel_options() -> Sequence[tuple[str, int]]:
 
 
 class Deadline:
-    """The end of one call, `timeout` seconds from its making; None for no end."""
+    """The end of one call, `timeout` seconds from its making; None, or more than a year, for no end."""
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not timeout > 0:
-            raise InvalidRequest(f"timeout: {timeout} is no positive number of seconds")
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
         self._timeout = timeout
-        self._end = None if timeout is None else time.monotonic() + timeout
+        endless = timeout is None or timeout > _LONGEST_TIMEOUT_SECONDS
+        self._end = None if timeout is None or endless else time.monotonic() + float(timeout)
 
     def remaining(self) -> float | None:
         """Seconds left, None for no end; DeadlineExceeded where there are none."""
@@ -79,13 +87,19 @@ class Connector:
     """
 
     def __init__(self, address: str, connect_timeout: float, wait_for_ready: bool) -> None:
+        _check_seconds("connect_timeout", connect_timeout)
         self._address = address
-        self._connect_timeout = connect_timeout
+        self._connect_timeout = min(connect_timeout, _LONGEST_TIMEOUT_SECONDS)
         self._wait_for_ready = wait_for_ready
         self._connected = False
+        self._closed = False
 
     def connect(self, deadline: Deadline) -> None:
-        """Blocks until somebody listens; ConnectionFailed or DeadlineExceeded where nobody does."""
+        """Blocks until somebody listens; ConnectionFailed or DeadlineExceeded where nobody does.
+
+        NanoserveError where the client has been closed.
+        """
+        self._check_open()
         end = time.monotonic() + self._connect_timeout
         while not self._connected:
             try:
@@ -97,6 +111,7 @@ class Connector:
 
     async def connect_async(self, deadline: Deadline) -> None:
         """As `connect`, for asyncio."""
+        self._check_open()
         end = time.monotonic() + self._connect_timeout
         while not self._connected:
             try:
@@ -107,12 +122,20 @@ class Connector:
                 self._judge(error)
                 await asyncio.sleep(min(_RETRY_SECONDS, self._patience(end, deadline)))
 
+    def close(self) -> None:
+        """No call can be made any more."""
+        self._closed = True
+
     def failure(self, error: grpc.RpcError) -> ApiError:
         """The error to raise for a call that failed."""
         failure = error_from_rpc(error)
         if isinstance(failure, Unavailable):
             self._connected = False
         return failure
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NanoserveError("the client has been closed")
 
     def _probe(self, timeout: float) -> None:
         if self._address.startswith("unix:"):
@@ -141,7 +164,12 @@ class Connector:
             reason = f"no connection to {self._address} within {self._connect_timeout} s"
             raise ConnectionFailed(self._address, reason)
         remaining = deadline.remaining()
-        return left if remaining is None else min(left, remaining)
+        return min(left, _LONGEST_PROBE_SECONDS, left if remaining is None else remaining)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not isinstance(value, Real) or not value > 0:
+        raise InvalidRequest(f"{name}: {value!r} is no positive number of seconds")
 
 
 def _unix_path(address: str) -> str:

@@ -6,8 +6,23 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from nanoserve_client.child import log_entry
+from nanoserve_client.service import Log
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+"""From the least severe."""
 _STANDARD_KEYS = ("timestamp", "level", "event", "service")
+
+
+def at_least(level: str, log: Log) -> Log:
+    """`log` without the structured lines that are less severe than `level`; others may be all there is of an error."""
+    dropped = LOG_LEVELS[: LOG_LEVELS.index(level)]
+
+    def pass_on(service: str, line: str) -> None:
+        entry = log_entry(line)
+        if entry is None or entry.get("level") not in dropped:
+            log(service, line)
+
+    return pass_on
 
 
 class LogForwarder:

@@ -113,4 +113,6 @@ def merge_options(options: GenerateOptions | None, params: GenerateParams) -> Ge
     unknown = set(params) - set(GenerateParams.__annotations__)
     if unknown:
         raise InvalidRequest(f"{min(unknown)}: no such parameter")
+    if options is not None and not isinstance(options, GenerateOptions):
+        raise InvalidRequest(f"options: GenerateOptions, not {type(options).__name__}")
     return replace(options or GenerateOptions(), **params)

@@ -1,6 +1,6 @@
 """Python arguments to request messages: the only place that writes them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,8 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
     _extend("stop_token_ids", request.stop.token_ids.extend, options.stop_token_ids)
     _set_each(request.output, _OUTPUT, options)
     if options.guided is not None:
+        if not isinstance(options.guided, Guided):
+            raise InvalidRequest(f"guided: a Guided, not {type(options.guided).__name__}")
         _set_guided(request.guided, options.guided)
     return request
 
@@ -44,7 +46,8 @@ def tokenize_request(
     model: str,
 ) -> pb.TokenizeRequest:
     """The Tokenize message; InvalidRequest names the argument that does not fit into it."""
-    request = pb.TokenizeRequest(model=model)
+    request = pb.TokenizeRequest()
+    _set(request, "model", model)
     options = GenerateOptions(template_options=template_options, add_generation_prompt=add_generation_prompt)
     _set_prompt(request, prompt, options)
     return request
@@ -54,14 +57,24 @@ def detokenize_request(
     token_ids: Iterable[int], skip_special_tokens: bool, model: str
 ) -> pb.DetokenizeRequest:
     """The Detokenize message; InvalidRequest where an id is no int32."""
-    request = pb.DetokenizeRequest(model=model, skip_special_tokens=skip_special_tokens)
+    request = pb.DetokenizeRequest()
+    _set(request, "model", model)
+    _set(request, "skip_special_tokens", skip_special_tokens)
     _extend("token_ids", request.token_ids.extend, token_ids)
+    return request
+
+
+def get_model_request(model: str) -> pb.GetModelRequest:
+    """The GetModel message; InvalidRequest where `model` is no text."""
+    request = pb.GetModelRequest()
+    _set(request, "model", model)
     return request
 
 
 def check_messages(messages: Messages) -> Messages:
     """`messages`, where `chat` was called; InvalidRequest where they are something else or none at all."""
-    if isinstance(messages, str) or not messages or not all(_is_message(m) for m in messages):
+    listed = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not (listed and messages and all(map(_is_message, messages))):
         raise InvalidRequest("messages: a list of messages, each with role and content, at least one")
     return messages
 
@@ -69,6 +82,8 @@ def check_messages(messages: Messages) -> Messages:
 def _set_prompt(
     request: pb.GenerateRequest | pb.TokenizeRequest, prompt: Prompt, options: GenerateOptions
 ) -> None:
+    if not isinstance(prompt, str) and not _is_sequence(prompt):
+        raise InvalidRequest(f"prompt: text, token ids or messages, not {type(prompt).__name__}")
     if not isinstance(prompt, str) and len(prompt) > 0 and _is_message(prompt[0]):
         _set_chat(request.chat, prompt, options)
         return
@@ -101,7 +116,8 @@ def _set_chat(chat: pb.Chat, messages: Iterable[Any], options: GenerateOptions) 
 
 def _set_guided(guided: pb.GuidedParams, value: Guided) -> None:
     if value.json_schema is not None:
-        _set(guided, "json_schema", value.schema_text)
+        with _naming("guided.json_schema"):
+            guided.json_schema = value.schema_text
     elif value.choice is not None:
         guided.choice.SetInParent()
         _extend("guided.choice", guided.choice.texts.extend, _texts(value.choice))
@@ -112,6 +128,16 @@ def _set_guided(guided: pb.GuidedParams, value: Guided) -> None:
 
 def _is_message(value: object) -> bool:
     return isinstance(value, Message | Mapping)
+
+
+def _is_sequence(value: object) -> bool:
+    """Whether it has items in an order; arrays do, and need not be a Sequence. The items of bytes are no token ids."""
+    if isinstance(value, Mapping | bytes | bytearray | memoryview) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        return isinstance(value, Sized) and len(value) >= 0
+    except TypeError:  # an array of no dimension
+        return False
 
 
 def _texts(value: str | Iterable[str]) -> Iterable[str]:
@@ -140,5 +166,5 @@ def _naming(name: str) -> Iterator[None]:
     """Protobuf refuses wrong types and ranges without saying for which argument."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name}: {error}") from None

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from nanoserve_client.child import Child
-from nanoserve_client.errors import ServerStartError
+from nanoserve_client.errors import InvalidRequest, ServerStartError
+from nanoserve_client.forward import LOG_LEVELS, at_least
 from nanoserve_client.service import Log, Service
 
 # -P: what lies in the present folder is none of a service's modules.
@@ -33,7 +34,8 @@ class LocalServer:
     `with LocalServer() as server: Client(server.address)`. `model` is a directory or a hub id, None the demo's;
     `listen` is where the scheduler listens, port 0 picking one; the executor's unix socket lies in a private folder.
     `log` gets (service, line) for each line of "executor" and "scheduler", and of "supervisor" for what this class
-    does. The commands say how a service is started, so that another interpreter or a wrapper can be put before it.
+    does; of structured lines those of `log_level` ("debug", "info", "warning" or "error") or more severe. The commands
+    say how a service is started, so that another interpreter or a wrapper can be put before it.
     """
 
     def __init__(
@@ -45,20 +47,31 @@ class LocalServer:
         scheduler_flags: Sequence[str] = (),
         start_timeout: float = 600.0,
         grace_seconds: float = 45.0,
+        log_level: str = "info",
         log: Log = lambda service, line: None,
         executor_command: Sequence[str] = EXECUTOR_COMMAND,
         scheduler_command: Sequence[str] = SCHEDULER_COMMAND,
     ) -> None:
+        if log_level not in LOG_LEVELS:
+            raise InvalidRequest(f"log_level: must be one of {', '.join(LOG_LEVELS)}, got {log_level!r}")
         model_flags = [] if model is None else [f"--model={model}"]
-        self._executor_command = [*executor_command, *model_flags, *executor_flags]
-        self._scheduler_command = [*scheduler_command, *model_flags, *scheduler_flags, f"--listen={listen}"]
+        # What a service listens at is in a line of level info, so that level is on whatever is passed on.
+        level_flag = f"--log-level={'debug' if log_level == 'debug' else 'info'}"
+        self._executor_command = [*executor_command, *model_flags, *executor_flags, level_flag]
+        self._scheduler_command = [
+            *(*scheduler_command, *model_flags, *scheduler_flags),
+            *(level_flag, f"--listen={listen}"),
+        ]
         self._start_timeout = start_timeout
         self._grace_seconds = grace_seconds
-        self._log = log
+        self._log = at_least(log_level, log)
+        self._tells_progress = log_level in ("debug", "info")
         self._wake = threading.Event()
         self._up = threading.Event()
         self._stopping = threading.Event()
         self._impatient = threading.Event()
+        # Not the thread's join: an exception out of that (KeyboardInterrupt) makes a live thread count as ended.
+        self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._services: list[Service] = []  # the executor, then the scheduler
         self._thread = threading.Thread(target=self._run, name="nanoserve-supervisor", daemon=True)
@@ -70,7 +83,10 @@ class LocalServer:
         """Whether a process had to be killed at the end, because it outlasted the grace."""
 
     def start(self) -> Self:
-        """Starts both and waits until both serve; ServerStartError where one does not, and then none runs."""
+        """Starts both and waits until both serve; ServerStartError where one does not, and then none runs.
+
+        None runs either where `terminate` came first.
+        """
         self._thread.start()
         try:
             self._up.wait()
@@ -82,16 +98,20 @@ class LocalServer:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits, at most `timeout` seconds, until the server has ended; says whether it has, raises if it failed."""
-        self._thread.join(timeout)
+        self._ended.wait(timeout)
         self._raise_failure()
-        return not self._thread.is_alive()
+        return self._ended.is_set()
+
+    def terminate(self) -> None:
+        """Begins what `stop` does, and does not wait for its end."""
+        self._stopping.set()
+        self._wake.set()
 
     def stop(self) -> None:
         """Ends both processes, the scheduler first, which drains; each is killed after `grace_seconds`."""
-        self._stopping.set()
-        self._wake.set()
+        self.terminate()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._ended.wait()
 
     def kill(self) -> None:
         """Ends both processes at once, also while `stop` waits for them."""
@@ -125,7 +145,8 @@ class LocalServer:
             with private_folder() as folder:
                 try:
                     self._start_both(Path(folder))
-                    self._up.set()
+                    if not self._stopping.is_set():
+                        self._up.set()
                     self._supervise()
                 finally:
                     for service in reversed(self._services):
@@ -133,6 +154,7 @@ class LocalServer:
         except BaseException as failure:
             self._failure = failure
         finally:
+            self._ended.set()
             self._up.set()
 
     def _start_both(self, folder: Path) -> None:
@@ -156,16 +178,18 @@ class LocalServer:
             for service in self._services:  # those that serve too: one may end while the other starts
                 if service.serving() and service.name in waiting:
                     waiting.remove(service.name)
-                    self._log("supervisor", f"{service.name} serves after {seconds:.1f} s")
+                    self._progress(f"{service.name} serves after {seconds:.1f} s")
             if waiting and seconds > tell_at:
                 tell_at += _TELL_SECONDS
-                self._log(
-                    "supervisor", f"waiting for the {' and the '.join(waiting)}, {seconds:.0f} s so far"
-                )
+                self._progress(f"waiting for the {' and the '.join(waiting)}, {seconds:.0f} s so far")
             if waiting and seconds > self._start_timeout:
                 reason = f"the {waiting[0]} does not serve after {self._start_timeout:g} s"
                 raise ServerStartError(waiting[0], reason, None)
             self._stopping.wait(_POLL_SECONDS if waiting else 0)
+
+    def _progress(self, line: str) -> None:
+        if self._tells_progress:
+            self._log("supervisor", line)
 
     def _supervise(self) -> None:
         while not self._stopping.is_set():

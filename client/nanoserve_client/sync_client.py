@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from nanoserve_client import requests, responses
 from nanoserve_client.connection import (
     DEFAULT_ADDRESS,
@@ -173,7 +173,7 @@ class Client:
 
     def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """What is served: limits, defaults, fingerprints."""
-        request = inference_pb2.GetModelRequest(model=model)
+        request = requests.get_model_request(model)
         return responses.model_info(self._unary(self._inference.GetModel, request, timeout))
 
     def get_load(self, *, timeout: float | None = None) -> Load:
@@ -182,6 +182,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; streams still open end."""
+        self._connector.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
-from nanoserve.checkpoint import CheckpointError, read_json
+from executor_svc.models.fields import MOST, Fields
+from nanoserve.checkpoint import read_json
 
 _ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _ROPE_TYPES = ("default", "linear", "yarn")
@@ -64,47 +64,25 @@ class ModelConfig:
     rope: RopeConfig
 
 
-class _Fields:
-    """The fields of one JSON object; CheckpointError, naming file and field, where one is missing or wrong."""
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What those who run no model need of one."""
 
-    def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
-        self.path = path
-        self.values = values
-        self.prefix = prefix
+    vocab_size: int
+    max_model_len: int
 
-    def refuse(self, name: str, reason: str) -> NoReturn:
-        raise CheckpointError(f"{self.path}: {self.prefix}{name}: {reason}")
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.refuse(name, "is missing" if value is None else f"must be a positive integer, got {value!r}")
-        return value
-
-    def number(self, name: str, default: float, minimum: float = 0.0) -> float:
-        """A real greater than `minimum`; absent, null and (as transformers reads them) 0 give the default."""
-        value = self.values.get(name)
-        if not value:
-            return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > minimum:
-            self.refuse(name, f"must be a number over {minimum:g}, got {value!r}")
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.refuse(name, f"must be true or false, got {value!r}")
-        return value
+def read_model_sizes(folder: Path) -> ModelSizes:
+    """Reads of config.json what a virtual executor needs; CheckpointError as read_model_config."""
+    path = folder / "config.json"
+    fields = Fields(path, read_json(path))
+    return ModelSizes(_vocab_size(fields), _max_model_len(fields, _rope(fields)))
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Reads config.json; CheckpointError, one line naming file and field, where it is wrong or not served."""
     path = folder / "config.json"
-    fields = _Fields(path, read_json(path))
+    fields = Fields(path, read_json(path))
     architecture = _architecture(fields)
     _refuse_variants(fields)
     is_qwen3 = architecture == "Qwen3ForCausalLM"
@@ -123,7 +101,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     rope = _rope(fields)
     return ModelConfig(
         architecture=architecture,
-        vocab_size=fields.integer("vocab_size"),
+        vocab_size=_vocab_size(fields),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
         num_hidden_layers=fields.integer("num_hidden_layers"),
@@ -141,29 +119,33 @@ def read_model_config(folder: Path) -> ModelConfig:
     )
 
 
-def _architecture(fields: _Fields) -> str:
+def _architecture(fields: Fields) -> str:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or names[0] not in _ARCHITECTURES:
         fields.refuse("architectures", f"{names!r} is not served, only {' and '.join(_ARCHITECTURES)} are")
     return str(names[0])
 
 
-def _refuse_variants(fields: _Fields) -> None:
+def _refuse_variants(fields: Fields) -> None:
     """Refuses what changes the computation and is not implemented."""
     values = fields.values
     if values.get("quantization_config") is not None:
         fields.refuse("quantization_config", "quantised checkpoints are not served")
     if fields.boolean("use_sliding_window", False):
         fields.refuse("use_sliding_window", "sliding window attention is not served")
-    layer_types = values.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
+    if values.get("dual_chunk_attention_config") is not None:
+        fields.refuse("dual_chunk_attention_config", "dual chunk attention is not served")
+    layer_types = values.get("layer_types", [])
+    if layer_types is None:
+        layer_types = []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         fields.refuse("layer_types", "only full_attention is served")
     activation = values.get("hidden_act", "silu")
     if activation != "silu":
         fields.refuse("hidden_act", f"{activation!r} is not served, only 'silu' is")
 
 
-def _dtype(fields: _Fields) -> str:
+def _dtype(fields: Fields) -> str:
     """The element type, float32 where none is given, as in transformers."""
     name = "dtype" if fields.values.get("dtype") is not None else "torch_dtype"
     value = fields.values.get(name)
@@ -174,22 +156,20 @@ def _dtype(fields: _Fields) -> str:
     return str(value)
 
 
-def _rope(fields: _Fields) -> RopeConfig:
+def _rope(fields: Fields) -> RopeConfig:
     """Reads `rope_scaling` beside `rope_theta` (old), or `rope_parameters` (new); the old wins, as in transformers."""
     name = "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
     values = fields.values.get(name) or {}
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
         fields.refuse(name, "must be one flat object")
-    rope = _Fields(fields.path, values, f"{name}.")
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    rope = Fields(fields.path, values, f"{name}.")
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0, minimum=1.0), minimum=1.0)
     unknown = sorted(set(values) - _ROPE_FIELDS)
     if unknown:
         rope.refuse(unknown[0], "is not served")
-    if (
-        values.get("partial_rotary_factor", 1.0) != 1.0
-        or fields.values.get("partial_rotary_factor", 1.0) != 1.0
-    ):
-        rope.refuse("partial_rotary_factor", "only 1 is served")
+    for owner in (rope, fields):
+        if owner.values.get("partial_rotary_factor") not in (None, 1.0):
+            owner.refuse("partial_rotary_factor", "only 1 is served")
     rope_type = values.get("rope_type", values.get("type", "default"))
     if rope_type not in _ROPE_TYPES:
         rope.refuse("rope_type", f"{rope_type!r} is not served, only {', '.join(_ROPE_TYPES)} are")
@@ -200,16 +180,19 @@ def _rope(fields: _Fields) -> RopeConfig:
     return _yarn(fields, rope, theta)
 
 
-def _yarn(fields: _Fields, rope: _Fields, theta: float) -> RopeConfig:
-    max_position = fields.integer("max_position_embeddings")
+def _yarn(fields: Fields, rope: Fields, theta: float) -> RopeConfig:
+    max_position = _max_position(fields)
     original = fields.integer(
         "original_max_position_embeddings", rope.integer("original_max_position_embeddings", max_position)
     )
     attention_factor = rope.number("attention_factor", 0.0) or None
+    factor = _factor(rope, max_position / original)
+    if original * factor > MOST:
+        rope.refuse("factor", f"extends the context of {original} tokens past {MOST}, got {factor:g}")
     return RopeConfig(
         rope_type="yarn",
         theta=theta,
-        factor=_factor(rope, max_position / original),
+        factor=factor,
         original_max_position_embeddings=original,
         attention_factor=attention_factor,
         beta_fast=rope.number("beta_fast", 32.0),
@@ -220,15 +203,23 @@ def _yarn(fields: _Fields, rope: _Fields, theta: float) -> RopeConfig:
     )
 
 
-def _factor(rope: _Fields, default: float | None) -> float:
+def _factor(rope: Fields, default: float | None) -> float:
     if rope.values.get("factor") is None and default is None:
         rope.refuse("factor", "is missing")
     return rope.number("factor", default or 1.0)
 
 
-def _max_model_len(fields: _Fields, rope: RopeConfig) -> int:
+def _vocab_size(fields: Fields) -> int:
+    return fields.integer("vocab_size", minimum=2)
+
+
+def _max_position(fields: Fields) -> int:
+    return fields.integer("max_position_embeddings", minimum=2)
+
+
+def _max_model_len(fields: Fields, rope: RopeConfig) -> int:
     """`max_position_embeddings`, or the extended context where that is left at YaRN's original one, as Qwen does."""
-    max_position = fields.integer("max_position_embeddings")
+    max_position = _max_position(fields)
     if rope.rope_type == "yarn":
         return max(max_position, int(rope.original_max_position_embeddings * rope.factor))
     return max_position

@@ -1,14 +1,13 @@
 """A virtual runner as the command line asks for it."""
 
 from pathlib import Path
-from typing import Any
 
 from executor_svc.config import ExecutorConfig
+from executor_svc.models.config import read_model_sizes
 from executor_svc.runner import RunnerLimits
 from executor_svc.virtual.cost import CostModel
 from executor_svc.virtual.runner import VirtualRunner
 from executor_svc.virtual.tokens import VirtualModel
-from nanoserve.checkpoint import CheckpointError, read_json
 
 # What is served where there is no model directory at all.
 DEFAULT_VOCAB_SIZE = 1024
@@ -25,10 +24,8 @@ def build_virtual_runner(config: ExecutorConfig, model_dir: Path | None) -> Virt
     """
     vocab_size, model_len = DEFAULT_VOCAB_SIZE, DEFAULT_MODEL_LEN
     if model_dir is not None:
-        path = model_dir / "config.json"
-        entries = read_json(path)
-        vocab_size = _size(path, entries, "vocab_size")
-        model_len = _size(path, entries, "max_position_embeddings")
+        sizes = read_model_sizes(model_dir)
+        vocab_size, model_len = sizes.vocab_size, sizes.max_model_len
         if config.max_model_len is not None and config.max_model_len > model_len:
             raise ValueError(f"--max-model-len: must be at most the model's {model_len}")
     limits = _limits(config, config.virtual_vocab_size or vocab_size, config.max_model_len or model_len)
@@ -49,10 +46,3 @@ def _limits(config: ExecutorConfig, vocab_size: int, max_model_len: int) -> Runn
         max_plans_in_flight=config.max_plans_in_flight,
         vocab_size=vocab_size,
     )
-
-
-def _size(path: Path, entries: dict[str, Any], name: str) -> int:
-    value = entries.get(name)
-    if not isinstance(value, int) or value < 2:
-        raise CheckpointError(f"{path}: {name} is {value!r}, not a number above 1")
-    return value

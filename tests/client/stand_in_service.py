@@ -24,6 +24,7 @@ def main() -> None:
     for name in ("bad", "silent", "die", "deaf"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--litter")
+    parser.add_argument("--log-level", default="info")
     options, _ = parser.parse_known_args()
     if options.bad:
         print("a first line of no weight", file=sys.stderr)
@@ -43,11 +44,9 @@ def main() -> None:
     port = server.add_insecure_port(options.listen)
     server.start()
     address = options.listen if options.listen.startswith("unix:") else f"127.0.0.1:{port}"
-    print(
-        json.dumps({"event": "listening", "address": address, "argv": sys.argv[1:]}),
-        file=sys.stderr,
-        flush=True,
-    )
+    entry = {"event": "listening", "level": "info", "address": address, "argv": sys.argv[1:]}
+    if options.log_level in ("debug", "info"):
+        print(json.dumps(entry), file=sys.stderr, flush=True)
     ended.wait(0.5 if options.die else None)
     server.stop(None).wait()
     if options.die:

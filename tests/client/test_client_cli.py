@@ -102,6 +102,8 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path, out: pytest.C
         (["generate"], "PROMPT"),
         (["generate", "x", "--bogus"], "--bogus"),
         (["generate", "x", "--top-k", "many"], "--top-k"),
+        (["generate", "x", "--logprobs", "2"], "--logprobs"),
+        (["serve", "--log-level", "loud"], "--log-level"),
         (["serve", "--bogus=1"], "--bogus=1"),
         (["serve", "--block", "8"], "--block"),
         (["load", "--server", "nowhere"], "--server: 'nowhere' is neither host:port nor unix:PATH"),

@@ -1,10 +1,12 @@
 """Both clients when nobody listens, when time is up, and when a server comes back."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fake_server
 import grpc
@@ -35,10 +37,44 @@ def test_the_timeout_is_a_deadline_that_the_server_sees(kind: str) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
-def test_a_timeout_is_positive(kind: str, timeout: float, address: str) -> None:
-    with pytest.raises(ns.InvalidRequest, match="timeout"):
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), "5"])
+def test_a_timeout_is_positive(kind: str, timeout: Any, address: str) -> None:
+    with pytest.raises(ns.InvalidRequest, match=r"^timeout: "):
         call(kind, address, "generate", "x", timeout=timeout)
+    with pytest.raises(ns.InvalidRequest, match=r"^connect_timeout: "):
+        call(kind, address, "generate", "x", connect={"connect_timeout": timeout})
+
+
+@KINDS
+@pytest.mark.parametrize("timeout", [1e6, 3e7, 1e10, float("inf"), 10**400])
+def test_a_timeout_may_be_as_long_as_one_likes(kind: str, timeout: float, address: str) -> None:
+    connect = {"connect_timeout": timeout}
+    assert call(kind, address, "generate", "hi", timeout=timeout, connect=connect).text == "hi"
+    assert call(kind, address, "get_load", timeout=timeout, connect=connect).num_steps == 8
+
+
+@KINDS
+def test_a_closed_client_says_so(kind: str, address: str) -> None:
+    async def use_closed_async() -> None:
+        client = ns.AsyncClient(address)
+        await client.get_load()
+        stream = client.stream("x")
+        await client.close()
+        with pytest.raises(ns.NanoserveError, match="closed"):
+            await anext(stream)
+        await client.get_load()
+
+    def use_closed_sync() -> None:
+        client = ns.Client(address)
+        client.get_load()
+        stream = client.stream("x")
+        client.close()
+        with pytest.raises(ns.NanoserveError, match="closed"):
+            next(stream)
+        client.get_load()
+
+    with pytest.raises(ns.NanoserveError, match="the client has been closed"):
+        use_closed_sync() if kind == "sync" else asyncio.run(use_closed_async())
 
 
 @KINDS
@@ -92,7 +128,7 @@ def test_a_client_finds_its_server_again_after_a_restart(tmp_path: Path) -> None
 
 
 @KINDS
-@pytest.mark.parametrize("address", ["", "localhost", "host:port", "unix:", "host:70000"])
-def test_an_address_is_checked(kind: str, address: str) -> None:
-    with pytest.raises(ns.InvalidRequest, match="address"):
+@pytest.mark.parametrize("address", ["", "localhost", "host:port", "unix:", "host:70000", None])
+def test_an_address_is_checked(kind: str, address: Any) -> None:
+    with pytest.raises(ns.InvalidRequest, match=r"^address: "):
         call(kind, address, "get_load")

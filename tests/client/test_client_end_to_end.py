@@ -1,7 +1,10 @@
 """The library and the demo against both services as real processes with the shipped checkpoint."""
 
 import asyncio
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +14,12 @@ from pathlib import Path
 import pytest
 
 import nanoserve_client as ns
+from nanoserve_client.cli import main
+from nanoserve_client.connection import DEFAULT_ADDRESS
 from nanoserve_client.supervisor import LocalServer
 
 pytestmark = pytest.mark.e2e
+README = (Path(__file__).parents[2] / "README.md").read_text()
 DEMO = Path(__file__).parents[2] / "experiments" / "demo.py"
 COUNT = [ns.Message("user", "Count from 3 to 60.")]
 COUNTED = ", ".join(map(str, range(3, 61)))
@@ -48,6 +54,74 @@ def test_a_stream_goes_on_after_the_executor_was_killed(server: LocalServer) -> 
                     os.kill(server.executor_pid, signal.SIGKILL)
                 texts.append(event.text)
     assert "".join(texts) == COUNTED
+
+
+def test_the_python_of_the_readme_answers_its_question(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snippets = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert snippets
+    for snippet in snippets:
+        assert DEFAULT_ADDRESS in snippet
+        exec(snippet.replace(DEFAULT_ADDRESS, server.address), {})
+        assert capsys.readouterr().out.split() == ["168", "168"]  # as a whole, and as a stream
+
+
+def test_the_command_line_of_the_readme_answers_its_question(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = re.findall(r"^\$ nanoserve (generate .*)", README, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert main([*shlex.split(line, comments=True), "--server", server.address]) == 0
+        assert capsys.readouterr() == ("168\n", "")
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_finishes_its_streams_when_told_to_end(number: signal.Signals, level: str) -> None:
+    command = [sys.executable, "-m", "nanoserve_client", "serve", "--virtual", "--virtual-step-ms=20"]
+    process = subprocess.Popen(
+        [*command, "--listen=127.0.0.1:0", f"--log-level={level}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("nanoserve serves at ").partition(";")[0]
+        with ns.Client(address) as client, client.stream([5], max_tokens=80, ignore_eos=True) as stream:
+            while not isinstance(next(stream), ns.Delta):
+                pass
+            process.send_signal(number)
+            assert len(stream.result().token_ids) == 80
+        _, logged = process.communicate(timeout=30)
+    assert process.returncode == 0, logged
+    events = [json.loads(line)["event"] for line in logged.splitlines()]
+    assert ("draining" in events) == (level == "info")
+
+
+def test_a_second_signal_ends_serve_without_a_drain() -> None:
+    command = [sys.executable, "-m", "nanoserve_client", "serve", "--virtual", "--virtual-step-ms=100"]
+    process = subprocess.Popen(
+        [*command, "--listen=127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().removeprefix("nanoserve serves at ").partition(";")[0]
+        with ns.Client(address) as client, client.stream([5], max_tokens=1000, ignore_eos=True) as stream:
+            while not isinstance(next(stream), ns.Delta):
+                pass
+            process.send_signal(signal.SIGTERM)
+            for line in process.stderr:
+                if "draining" in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(ns.Unavailable):
+                stream.result()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_the_demo_ends_with_status_0() -> None:

@@ -9,7 +9,13 @@ import pytest
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve_client import GenerateOptions, Guided, InvalidRequest, Message
 from nanoserve_client.options import GenerateParams, merge_options
-from nanoserve_client.requests import generate_request, tokenize_request
+from nanoserve_client.requests import (
+    check_messages,
+    detokenize_request,
+    generate_request,
+    get_model_request,
+    tokenize_request,
+)
 
 CHAT: list[Message | dict[str, str]] = [{"role": "system", "content": "Be brief."}, Message("user", "Hi")]
 CHAT_PROTO = pb.Chat(
@@ -117,6 +123,17 @@ def test_each_guide_is_sent_as_its_kind(guided: Guided, expected: pb.GuidedParam
         ([1], {"template_options": {}}, "template_options"),
         ([2**31], {}, "prompt"),
         ("\ud800", {}, "text"),
+        (None, {}, "prompt"),
+        (5, {}, "prompt"),
+        (CHAT[0], {}, "prompt"),
+        ({1, 2}, {}, "prompt"),
+        (b"text", {}, "prompt"),
+        (iter([1, 2]), {}, "prompt"),
+        (np.array(5), {}, "prompt"),
+        ([None], {}, "prompt"),
+        ("x", {"guided": "a*"}, "guided"),
+        ("x", {"guided": Guided(json_schema={"a": object()})}, "guided.json_schema"),
+        ("x", {"temperature": 10**400}, "temperature"),
         ([{"role": "user"}], {}, "messages[0]"),
         ([Message("user", "a"), {"role": "user", "content": "b", "name": "c"}], {}, "messages[1]"),
         (CHAT, {"template_options": {"f": object()}}, "template_options"),
@@ -126,6 +143,27 @@ def test_what_cannot_be_sent_is_named(prompt: Any, params: Any, name: str) -> No
     with pytest.raises(InvalidRequest) as caught:
         generate_request(prompt, merge_options(None, params))
     assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize("messages", [None, 5, [], "Hi", CHAT[0], ["Hi"], {1}, iter(CHAT)])
+def test_a_chat_is_a_list_of_messages(messages: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages: "):
+        check_messages(messages)
+
+
+def test_arguments_of_the_other_calls_are_named_too() -> None:
+    wrong: Any = 5
+    for name, attempt in (
+        ("model", lambda: get_model_request(wrong)),
+        ("model", lambda: tokenize_request("x", None, None, wrong)),
+        ("model", lambda: detokenize_request([1], False, wrong)),
+        ("skip_special_tokens", lambda: detokenize_request([1], wrong.__str__(), "")),
+        ("token_ids", lambda: detokenize_request(wrong, False, "")),
+        ("prompt", lambda: tokenize_request(wrong, None, None, "")),
+        ("options", lambda: merge_options(wrong, {})),
+    ):
+        with pytest.raises(InvalidRequest, match=f"^{name}: "):
+            attempt()
 
 
 @pytest.mark.parametrize("fields", [{}, {"regex": "a", "grammar": "b"}])

@@ -15,12 +15,12 @@ import executor_svc.config
 import scheduler_svc.config
 from nanoserve_client.cli import build_parser
 from nanoserve_client.commands.serve import BOTH_FLAGS, EXECUTOR_FLAGS, SCHEDULER_FLAGS, service_flags
-from nanoserve_client.forward import LogForwarder
+from nanoserve_client.forward import LOG_LEVELS, LogForwarder, at_least
 
 NANOSERVE = (sys.executable, "-m", "nanoserve_client")
 STAND_IN = Path(__file__).with_name("stand_in_service.py")
 # serve sets these itself, or has no use for them: its executor is its own.
-NOT_PASSED_ON = {"-h", "--help", "--model", "--listen", "--executor", "--take-over"}
+NOT_PASSED_ON = {"-h", "--help", "--model", "--listen", "--executor", "--take-over", "--log-level"}
 
 
 def flags_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -44,13 +44,18 @@ def test_serve_gives_each_flag_to_the_service_that_has_it() -> None:
         "--virtual",
         "--seed=-1",
         "--no-enable-prefix-caching",
-        "--log-level=debug",
+        "--max-num-batched-tokens=512",
     ]
     arguments = build_parser().parse_args(command)
     executor = service_flags(arguments, BOTH_FLAGS + EXECUTOR_FLAGS)
     scheduler = service_flags(arguments, BOTH_FLAGS + SCHEDULER_FLAGS)
-    assert sorted(executor) == ["--block-size=8", "--log-level=debug", "--seed=-1", "--virtual"]
-    assert sorted(scheduler) == ["--log-level=debug", "--no-enable-prefix-caching"]
+    assert sorted(executor) == [
+        "--block-size=8",
+        "--max-num-batched-tokens=512",
+        "--seed=-1",
+        "--virtual",
+    ]
+    assert sorted(scheduler) == ["--max-num-batched-tokens=512", "--no-enable-prefix-caching"]
 
 
 @pytest.fixture
@@ -82,6 +87,37 @@ def test_serve_serves_until_sigterm(stand_ins: dict[str, str]) -> None:
     assert {entry["service"] for entry in entries} == {"executor", "scheduler", "supervisor"}
     listening = {entry["service"]: entry["address"] for entry in entries if entry["event"] == "listening"}
     assert f"at {listening['scheduler']};" in first
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_the_log_level_decides_what_is_shown_and_not_whether_it_serves(
+    stand_ins: dict[str, str], level: str
+) -> None:
+    process = subprocess.Popen(
+        [*NANOSERVE, "serve", "--listen=127.0.0.1:0", f"--log-level={level}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=stand_ins,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("nanoserve serves at 127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        shown = {json.loads(line)["service"] for line in process.stderr}
+    everything = {"executor", "scheduler", "supervisor"}
+    assert shown == (everything if level in ("debug", "info") else set())
+
+
+def test_severe_and_unstructured_lines_are_always_shown() -> None:
+    shown: list[str] = []
+    log = at_least("error", lambda service, line: shown.append(line))
+    lines = [json.dumps({"event": "e", "level": level}) for level in (*LOG_LEVELS, "critical")]
+    for line in (*lines, "Traceback", '{"event": "without a level"}'):
+        log("executor", line)
+    assert shown == [*lines[3:], "Traceback", '{"event": "without a level"}']
 
 
 def test_serve_tells_why_a_service_does_not_start(stand_ins: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nanoserve_client import ServerStartError
+from nanoserve_client import InvalidRequest, ServerStartError
 from nanoserve_client.health import is_serving
 from nanoserve_client.service import backoff_seconds
 from nanoserve_client.supervisor import LocalServer, private_folder
@@ -89,10 +89,11 @@ def test_flags_and_addresses_reach_the_service_they_are_for() -> None:
         if '"listening"' in line and line[0] == "{"
     }
     assert seen == {
-        "executor": ["--model=dir", "--a=1", f"--listen={server.executor_address}"],
+        "executor": ["--model=dir", "--a=1", "--log-level=info", f"--listen={server.executor_address}"],
         "scheduler": [
             "--model=dir",
             "--b",
+            "--log-level=info",
             "--listen=127.0.0.1:0",
             f"--executor={server.executor_address}",
         ],
@@ -150,6 +151,49 @@ def test_a_command_that_is_not_there_is_named() -> None:
     server = LocalServer(executor_command=("/no/such/program",), scheduler_command=STAND_IN)
     with pytest.raises(ServerStartError, match="/no/such/program: No such file"):
         server.start()
+
+
+@pytest.mark.parametrize("options", [{"log_level": "error"}, {"executor_flags": ["--log-level=error"]}])
+def test_a_level_above_info_does_not_keep_it_from_starting(options: dict[str, Any]) -> None:
+    lines: Lines = []
+    with local_server(lines, **options) as server:
+        assert is_serving(server.address)
+    assert any("listening" in line for _, line in lines) == ("log_level" not in options)
+
+
+def test_an_unknown_log_level_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="log_level: must be one of debug"):
+        local_server(log_level="loud")
+
+
+def test_a_stop_after_an_interrupted_wait_waits_for_both_to_end() -> None:
+    code = (
+        "import sys\n"
+        "from nanoserve_client.supervisor import LocalServer\n"
+        "command = sys.argv[1:]\n"
+        "server = LocalServer(executor_command=command, scheduler_command=command).start()\n"
+        "print('up', flush=True)\n"
+        "try:\n"
+        "    server.wait()\n"
+        "except KeyboardInterrupt:\n"
+        "    server.stop()\n"
+        "    print([service.child.exit_status for service in server._services], server.wait(0))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *STAND_IN], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "[0, 0] True\n"
+
+
+def test_none_runs_after_a_start_that_terminate_came_before() -> None:
+    server = local_server()
+    server.terminate()
+    server.start()
+    assert server.wait(0)
+    assert not alive(server.executor_pid)
+    assert not alive(server.scheduler_pid)
 
 
 def test_a_start_that_takes_too_long_is_given_up() -> None:

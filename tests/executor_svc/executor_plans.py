@@ -264,7 +264,8 @@ class Planner:
         """Gives a row the blocks for `length` positions, where there are any."""
         state = self.rows[row]
         missing = -(-length // self.limits.block_size) - len(state.table)
-        if length > self.limits.max_model_len or (taken := self._take(max(missing, 0))) is None:
+        # Behind the last position a token is sampled.
+        if length >= self.limits.max_model_len or (taken := self._take(max(missing, 0))) is None:
             return False
         state.table += taken
         self._new_blocks += [(row, block) for block in taken]

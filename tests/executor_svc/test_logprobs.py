@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from executor_svc import row_slices
 from executor_svc.logprobs import likeliest, token_logprobs
 
 logit = st.one_of(
@@ -40,6 +42,18 @@ def test_logprobs_and_ranks_are_those_of_the_softmax() -> None:
     torch.testing.assert_close(
         judged.alternative_logprobs.double(), expected.values[:, :20], atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("rows_a_slice", [1, 2, 4])
+def test_slices_of_rows_give_bit_for_bit_what_all_rows_do(
+    rows_a_slice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(5, 301, generator=torch.Generator().manual_seed(1)) * 4
+    tokens = torch.tensor([0, 300, 9, 100, 7])
+    whole = token_logprobs(logits, tokens, 4).to_host()
+    monkeypatch.setattr(row_slices, "_MAX_ELEMENTS", rows_a_slice * 301)
+    for ours, expected in zip(token_logprobs(logits, tokens, 4).to_host(), whole, strict=True):
+        assert ours.tobytes() == expected.tobytes()
 
 
 def test_large_logits_neither_overflow_nor_lose_the_small() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -24,6 +26,9 @@ BASE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 100,
 }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 
 
 def read(folder: Path, **changes: Any) -> ModelConfig:
@@ -65,6 +70,66 @@ def test_absent_fields_take_the_architecture_s_defaults(tmp_path: Path) -> None:
     assert read(tmp_path, attention_bias=True).output_bias
 
 
+def test_null_is_as_good_as_absent(tmp_path: Path) -> None:
+    nulls = dict.fromkeys(
+        (
+            "dual_chunk_attention_config",
+            "layer_types",
+            "partial_rotary_factor",
+            "quantization_config",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "torch_dtype",
+        )
+    )
+    assert read(tmp_path, **nulls) == read(tmp_path)
+    parameters = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": None}
+    assert read(tmp_path, rope_parameters=parameters) == read(tmp_path, rope_theta=5e5)
+    assert read(tmp_path, partial_rotary_factor=1.0, layer_types=["full_attention"] * 2) == read(tmp_path)
+
+
+junk = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+    st.just({"rope_type": "yarn"}),
+    st.integers(100, 400).map(lambda exponent: 10**exponent),
+)
+ROPE_FIELDS = st.sampled_from(
+    ["factor", "rope_theta", "beta_fast", "beta_slow", "attention_factor", "original_max_position_embeddings"]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*BASE, "rope_theta", "layer_types", "head_dim"]), junk, max_size=2
+    ),
+    rope=st.dictionaries(ROPE_FIELDS, junk, max_size=2),
+)
+def test_whatever_config_json_says_is_refused_in_one_line_or_makes_finite_rotations(
+    tmp_path: Path, changes: dict[str, Any], rope: dict[str, Any]
+) -> None:
+    try:
+        config = read(tmp_path, **changes, rope_scaling=YARN | rope)
+    except CheckpointError as error:
+        refusal = str(error)
+    else:
+        refusal = None
+    if refusal is not None:
+        assert refusal.startswith(f"{tmp_path / 'config.json'}: ")
+        assert "\n" not in refusal
+        return
+    assert 2 <= config.max_model_len < 2**31
+    # The frequencies of a head of another size would say nothing more.
+    assert rope_frequencies(config.rope, min(config.head_dim, 64)).isfinite().all()
+    assert math.isfinite(attention_scale(config.rope))
+
+
 def test_yarn_extends_the_context(tmp_path: Path) -> None:
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 3072}
     assert read(tmp_path, rope_scaling=scaling).max_model_len == 4 * 3072
@@ -78,6 +143,10 @@ def test_yarn_extends_the_context(tmp_path: Path) -> None:
         ({"architectures": ...}, "architectures"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": 5}, "layer_types"),
+        ({"layer_types": "full_attention"}, "layer_types"),
+        ({"layer_types": {"full_attention": 1}}, "layer_types"),
+        ({"dual_chunk_attention_config": {"chunk_size": 262144}}, "dual_chunk_attention_config"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"dtype": "float8_e4m3fn"}, "dtype"),
@@ -90,6 +159,28 @@ def test_yarn_extends_the_context(tmp_path: Path) -> None:
         ),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": [1]}, "partial_rotary_factor"),
+        ({"rope_theta": math.inf}, "rope_theta"),
+        ({"rope_theta": math.nan}, "rope_theta"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"rope_theta": 1}, "rope_theta"),
+        ({"rope_theta": ""}, "rope_theta"),
+        ({"rope_theta": False}, "rope_theta"),
+        ({"rope_theta": 1, "rope_scaling": YARN}, "rope_theta"),
+        ({"rope_scaling": YARN | {"rope_theta": 0.5}}, "rope_scaling.rope_theta"),
+        ({"rope_scaling": YARN | {"factor": math.inf}}, "rope_scaling.factor"),
+        ({"rope_scaling": YARN | {"factor": 1e30}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "linear", "factor": math.inf}}, "rope_scaling.factor"),
+        ({"rope_scaling": YARN | {"beta_slow": 1e-320}}, "rope_scaling.beta_slow"),
+        (
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 1024.0}},
+            "rope_scaling.original_max_position_embeddings",
+        ),
+        ({"vocab_size": 2**31}, "vocab_size"),
+        ({"vocab_size": 1}, "vocab_size"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings"),
         ({"hidden_size": ...}, "hidden_size"),
         ({"hidden_size": "64"}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),

@@ -163,7 +163,7 @@ def all_logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
 def test_bfloat16_stays_close_to_transformers(tmp_path: Path) -> None:
     reference = save_checkpoint(tmp_path, "Qwen3", dtype=torch.bfloat16, initializer_range=0.1)
     prompt = random_tokens(np.random.default_rng(3), 90)
-    runner = make_runner(tmp_path)
+    runner = make_runner(tmp_path, dtype="bfloat16")
     try:
         assert runner.dtype == "bfloat16"
         hand = Hand(runner)

@@ -309,10 +309,29 @@ def test_no_more_tokens_than_a_step_may_compute() -> None:
 
 def test_a_row_decodes_up_to_the_last_position_of_the_model_and_not_past_it() -> None:
     blocks = list(range(1, 9))
-    table = started(make_start(0, [1] * 29, blocks), prefills=(Prefill(0, 0, 29, True),))
+    table = started(make_start(0, [1] * 28, blocks), prefills=(Prefill(0, 0, 28, True),))
+    # It has 29 tokens; the thirtieth, the model's last, is sampled behind position 28.
     step = table.apply(make_plan(2, decode_rows=ints(0)))
-    assert step.decode_positions.tolist() == [29]
-    assert failure_of(table, make_plan(3, decode_rows=ints(0))).field == "decode_rows[0]"
+    assert step.decode_positions.tolist() == [28]
+    failure = failure_of(table, make_plan(3, decode_rows=ints(0)))
+    assert (failure.field, failure.rows) == ("decode_rows[0]", (0,))
+
+
+def test_the_sub_steps_of_a_decode_row_may_not_add_up_past_the_model_s_length() -> None:
+    for steps, fits in ((2, True), (3, False)):
+        table = started(make_start(0, [1] * 27, range(1, 9)), prefills=(Prefill(0, 0, 27, True),))
+        plan = make_plan(2, decode_rows=ints(0), num_decode_steps=steps)
+        if fits:
+            table.apply(plan)
+        else:
+            assert failure_of(table, plan).field == "decode_rows[0]"
+
+
+def test_a_prefill_may_not_sample_a_token_past_the_model_s_length() -> None:
+    started(make_start(0, [1] * 29, range(1, 9)), prefills=(Prefill(0, 0, 29, True),))
+    table = started(make_start(2, [1] * 30, range(1, 9)), prefills=(Prefill(2, 0, 29, False),))
+    failure = failure_of(table, make_plan(2, prefills=(Prefill(2, 29, 1, True),)))
+    assert (failure.field, failure.rows) == ("prefills[0].num_tokens", (2,))
 
 
 def test_prompt_logprobs_need_the_whole_prompt_computed() -> None:
@@ -338,7 +357,12 @@ def test_prompt_logprobs_need_the_whole_prompt_computed() -> None:
         ("repetition_penalty", float("nan")),
         ("frequency_penalty", float("inf")),
         ("presence_penalty", float("nan")),
+        ("frequency_penalty", -1.1e4),
+        ("frequency_penalty", -3e38),
+        ("presence_penalty", 1.1e4),
         ("min_tokens", -1),
+        ("min_tokens", TINY.max_model_len + 1),
+        ("min_tokens", 2**31 - 1),
         ("logprobs", 21),
         ("logprobs", -1),
         ("prompt_logprobs", 21),
@@ -346,8 +370,24 @@ def test_prompt_logprobs_need_the_whole_prompt_computed() -> None:
     ],
 )
 def test_a_sampling_parameter_out_of_range_is_named(name: str, value: Any) -> None:
-    start = make_start(0, [1], [1], sampling=replace(RowSampling(), **{name: value}))
-    assert failure_of(RowTable(TINY), make_plan(1, starts=(start,))).field == f"starts[0].sampling.{name}"
+    start = make_start(4, [1], [1], sampling=replace(RowSampling(), **{name: value}))
+    failure = failure_of(RowTable(TINY), make_plan(1, starts=(start,)))
+    assert (failure.field, failure.rows) == (f"starts[0].sampling.{name}", (4,))
+
+
+def test_sampling_parameters_at_the_ends_of_their_ranges_are_accepted() -> None:
+    lowest = RowSampling(min_p=0.0, frequency_penalty=-1e4, presence_penalty=-1e4, logprobs=0)
+    highest = RowSampling(
+        top_k=2**31 - 1,
+        min_p=1.0,
+        repetition_penalty=3e38,
+        frequency_penalty=1e4,
+        presence_penalty=1e4,
+        min_tokens=TINY.max_model_len,
+        logprobs=20,
+    )
+    starts = (make_start(0, [1], [1], sampling=lowest), make_start(1, [1], [2], sampling=highest))
+    RowTable(TINY).apply(make_plan(1, starts=starts))
 
 
 @pytest.mark.parametrize(
@@ -356,9 +396,28 @@ def test_a_sampling_parameter_out_of_range_is_named(name: str, value: Any) -> No
         (ints(50), [1.0], "logit_bias_ids[0]"),
         (ints(3, 3), [1.0, 1.0], "logit_bias_ids[1]"),
         (ints(3, 4), [1.0, float("nan")], "logit_bias[1]"),
+        (ints(3, 4), [1.0], "logit_bias"),
     ],
 )
 def test_a_bad_logit_bias_is_named(ids: np.ndarray, bias: list[float], field: str) -> None:
     sampling = RowSampling(logit_bias_ids=ids, logit_bias=np.array(bias, np.float32))
-    plan = make_plan(1, starts=(make_start(0, [1], [1], sampling=sampling),))
-    assert failure_of(RowTable(TINY), plan).field == f"starts[0].sampling.{field}"
+    plan = make_plan(1, starts=(make_start(3, [1], [1], sampling=sampling),))
+    failure = failure_of(RowTable(TINY), plan)
+    assert (failure.field, failure.rows) == (f"starts[0].sampling.{field}", (3,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"token_ids": ints(1, 50)}, "token_ids[1]"),
+        ({"block_table": ints(1, 99)}, "block_table[1]"),
+        ({"block_table": ints(1, 2, 1)}, "block_table[2]"),
+        ({"sampling": RowSampling(end_token_ids=ints(50))}, "sampling.end_token_ids[0]"),
+    ],
+)
+def test_an_id_of_a_start_that_is_out_of_range_or_repeated_is_blamed_on_its_row(
+    changes: dict[str, Any], field: str
+) -> None:
+    plan = make_plan(1, starts=(make_start(0, [1], [3]), replace(make_start(5, [1], [1]), **changes)))
+    failure = failure_of(RowTable(TINY), plan)
+    assert (failure.field, failure.rows) == (f"starts[1].{field}", (5,))

@@ -1,6 +1,7 @@
 """The sampler against transformers' processors, against plain references, and row by row against itself."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from executor_svc import row_slices, sampler
 from executor_svc.batch import BatchState
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowSampling, RowStatus, StartRow, StepPlan
+from executor_svc.plan_checks import MAX_PENALTY
 from executor_svc.runner import RunnerLimits
 from executor_svc.sampler import (
     SampledTokens,
@@ -54,9 +57,10 @@ def make_state(
     token_ids: dict[int, list[int]] | None = None,
     num_prompt_tokens: int = 2,
     device: str = "cpu",
+    limits: RunnerLimits = LIMITS,
 ) -> BatchState:
     """A batch with these rows started, each with tokens [1, 2, 3] unless others are given, and its row as seed."""
-    state = BatchState(LIMITS, torch.device(device))
+    state = BatchState(limits, torch.device(device))
     starts = tuple(
         StartRow(
             row=row,
@@ -249,6 +253,44 @@ def test_a_row_samples_the_same_alone_and_in_a_batch() -> None:
         assert torch.equal(logits, original), "raw logits are for the log-probabilities"
 
 
+@pytest.mark.parametrize("vocab_size", [VOCAB, 4096])
+@pytest.mark.parametrize("rows_a_slice", [1, 2, 3, 5])
+def test_slices_of_rows_sample_bit_for_bit_what_all_rows_do(
+    rows_a_slice: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(8, vocab_size, generator=torch.Generator().manual_seed(5)) * 3
+    logits[4, 7] = math.nan
+    masks = {row: np.arange(vocab_size) % 2 == row % 2 for row in (3, 6)}
+    state = make_state(dict(enumerate(MIXED)), limits=replace(LIMITS, vocab_size=vocab_size))
+    rows = sampling_rows(state, [5, 2, 7, 0, 4, 1, 6, 3], masks=masks)
+    whole = sample(logits, rows)
+    shapes: list[tuple[int, ...]] = []
+
+    def watched_noise(*arguments: Any) -> torch.Tensor:
+        noise = gumbel_noise(*arguments)
+        shapes.append(tuple(noise.shape))
+        return noise
+
+    monkeypatch.setattr(sampler, "gumbel_noise", watched_noise)
+    # One element short of another row.
+    monkeypatch.setattr(row_slices, "_MAX_ELEMENTS", (rows_a_slice + 1) * vocab_size - 1)
+    sliced = sample(logits, rows)
+    assert sum(count for count, _ in shapes) == 5
+    assert max(count for count, _ in shapes) <= rows_a_slice
+    assert torch.equal(sliced.token_ids, whole.token_ids)
+    assert torch.equal(sliced.statuses, whole.statuses)
+    assert whole.gaps is not None
+    assert sliced.gaps is not None
+    assert torch.equal(sliced.gaps.view(torch.int32), whole.gaps.view(torch.int32))
+
+
+def test_a_row_larger_than_a_slice_is_sampled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(3)
+    expected = sample_rows(logits, [RowSampling(temperature=1.0)] * 3).token_ids
+    monkeypatch.setattr(row_slices, "_MAX_ELEMENTS", 5)
+    assert torch.equal(sample_rows(logits, [RowSampling(temperature=1.0)] * 3).token_ids, expected)
+
+
 def test_order_of_the_rows_changes_nothing() -> None:
     logits, state = random_logits(8), make_state(dict(enumerate(MIXED)))
     order = [5, 2, 7, 0, 4, 1, 6, 3]
@@ -303,6 +345,36 @@ def test_gap_is_the_distance_of_the_two_best_candidates() -> None:
     for row, candidates in enumerate([logits[0], logits[1] / 0.5 + noise[1]]):
         best = candidates.topk(2).values
         assert float(gaps[row]) == pytest.approx(float(best[0] - best[1]), abs=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1e-45, 1e-38])
+def test_a_tiny_repetition_penalty_does_not_overflow(penalty: float) -> None:
+    logits = random_logits(1)
+    logits[0, [1, 3]] = torch.tensor([9.0, 8.0])
+    sampling = RowSampling(temperature=1.0, repetition_penalty=penalty, report_gap=True)
+    state = make_state({0: sampling}, {0: [1, 3]})
+    assert process_logits(logits, sampling_rows(state, [0])).isfinite().all()
+    drawn = [sample(logits, sampling_rows(state, [0], position=position)) for position in range(30)]
+    # Both tokens seen are as likely as can be, and so as each other.
+    assert {int(sampled.token_ids) for sampled in drawn} == {1, 3}
+    assert all(sampled.gaps is not None and sampled.gaps.isfinite().all() for sampled in drawn)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_penalties_leave_the_logits_comparable(sign: int) -> None:
+    logits = random_logits(1)
+    logits[0, 60:] = -INF
+    sampling = RowSampling(
+        temperature=1.0,
+        repetition_penalty=1e-45,
+        frequency_penalty=sign * MAX_PENALTY,
+        presence_penalty=sign * MAX_PENALTY,
+    )
+    state = make_state({0: sampling}, {0: [1, 2, *[5] * 20, 70, 70]})
+    processed = process_logits(logits, sampling_rows(state, [0], position=24))
+    assert not processed.isnan().any()
+    assert not (processed == INF).any()
+    assert torch.equal(processed == -INF, logits == -INF)
 
 
 def test_tiny_temperature_neither_overflows_nor_makes_tokens_equal() -> None:

@@ -1,15 +1,21 @@
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
-from executor_plans import encode_plan, ints, make_plan
+from executor_plans import TINY, encode_plan, ints, make_plan
 from session_client import TIMEOUT_SECONDS, Gate, first_plan
+from structlog.testing import capture_logs
 
+from executor_svc import session_manager, wire
 from executor_svc.plan import ErrorCode, Step, StepFailure, StepPlan
+from executor_svc.row_table import RowTable
 from executor_svc.runner import PendingStep
 from executor_svc.session import ExecutorStopping, OpenRefused, Session, SessionReplaced
 from executor_svc.session_manager import SessionManager
+from executor_svc.virtual import InstantClock, RunnerHooks, VirtualRunner
 from nanoserve.executor.v1 import executor_pb2 as pb
 
 
@@ -60,6 +66,60 @@ def test_a_plan_beyond_those_agreed_fails_and_room_is_made_by_the_last_result_of
     ]
     assert "in flight" in rest[4].error.description
     assert drain_gate(gate) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("failing_sub_step", range(4))
+@pytest.mark.parametrize("num_later_plans", range(3))
+def test_a_plan_that_fails_before_its_last_sub_step_is_over_and_later_ones_are_skipped_once(
+    failing_sub_step: int, num_later_plans: int
+) -> None:
+    waits: list[int] = []
+
+    def fail(step_id: int) -> None:
+        waits.append(step_id)
+        if waits.count(2) == failing_sub_step + 1:
+            raise StepFailure(ErrorCode.INTERNAL, "broken")
+
+    session = opened(SessionManager(VirtualRunner(TINY, clock=InstantClock(), hooks=RunnerHooks(None, fail))))
+    later = range(3, 3 + num_later_plans)
+    several = make_plan(2, decode_rows=ints(0), num_decode_steps=4)
+    submit(session, first_plan(), several, *(decode(step_id) for step_id in later))
+    session.finish()
+    assert [
+        (result.step_id, result.sub_step, result.last, result.status) for result in session.results()
+    ] == [
+        (1, 0, True, pb.STEP_STATUS_OK),
+        *((2, sub_step, False, pb.STEP_STATUS_OK) for sub_step in range(failing_sub_step)),
+        (2, failing_sub_step, True, pb.STEP_STATUS_FAILED),
+        *((step_id, 0, True, pb.STEP_STATUS_SKIPPED) for step_id in later),
+    ]
+    session.end()
+    session.drain()
+
+
+@pytest.mark.parametrize("broken", [(wire, "decode_plan"), (RowTable, "apply")])
+def test_a_crash_in_the_reading_of_a_plan_fails_it_as_a_bug_of_the_executor(
+    broken: tuple[object, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    gate = Gate()
+    session = opened(SessionManager(gate.runner()))
+    submit(session, first_plan())
+    monkeypatch.setattr(*broken, crash)
+    with capture_logs() as lines:
+        submit(session, decode(2), decode(3))
+    session.finish()
+    first, second, third = session.results()
+    assert first.status == pb.STEP_STATUS_OK
+    assert (second.step_id, second.error.code) == (2, pb.STEP_ERROR_CODE_INTERNAL)
+    assert "secret" not in second.error.description
+    assert (third.step_id, third.status) == (3, pb.STEP_STATUS_SKIPPED)
+    assert drain_gate(gate) == [1]
+    assert [type(line["exc_info"]) for line in lines if line["event"] == "step_crashed"] == [
+        ZeroDivisionError
+    ]
 
 
 def test_a_malformed_plan_fails_with_its_field_and_nothing_after_it_is_launched() -> None:
@@ -182,6 +242,56 @@ def test_a_session_replaced_before_it_was_prepared_never_touches_the_device() ->
     for session, successor in ((first, "b"), (second, "c")):
         with pytest.raises(SessionReplaced, match=f"'{successor}'"):
             list(session.results())
+
+
+def test_a_session_that_ends_while_it_waits_for_the_device_waits_no_longer() -> None:
+    gate = Gate(1)
+    manager = SessionManager(gate.runner())
+    submit(opened(manager), first_plan())
+    with ThreadPoolExecutor(3) as threads:
+        left = [manager.claim(opening("a", 1)), manager.claim(opening("a", 2))]
+        prepared = [threads.submit(manager.prepare, session) for session in left]
+        assert gate.entered.get(timeout=TIMEOUT_SECONDS) == 1
+        left[1].end()
+        for future in prepared:
+            future.result(TIMEOUT_SECONDS)
+        assert gate.history == ["reset"]
+        last = threads.submit(opened, manager, "a", 3)
+        gate.let_through(1)
+        submit(last.result(TIMEOUT_SECONDS), first_plan(), decode(2))
+    assert gate.history == ["reset", 1, "reset"]
+
+
+def test_a_session_replaced_while_another_holds_the_device_leaves_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_manager, "_WAIT_SLICE_SECONDS", TIMEOUT_SECONDS)
+    gate, may_reset = Gate(), threading.Event()
+    runner = gate.runner()
+    resetting: SimpleQueue[None] = SimpleQueue()
+    reset = runner.reset
+
+    def slow_reset() -> None:
+        resetting.put(None)
+        assert may_reset.wait(TIMEOUT_SECONDS)
+        reset()
+
+    runner.reset = slow_reset
+    manager = SessionManager(runner)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(opened, manager)
+        resetting.get(timeout=TIMEOUT_SECONDS)
+        second = manager.claim(opening("a", 1))
+        prepared = threads.submit(manager.prepare, second)
+        time.sleep(0.05)  # it waits for the device by now
+        third = manager.claim(opening("a", 2))
+        may_reset.set()
+        first.result(TIMEOUT_SECONDS)
+        prepared.result(TIMEOUT_SECONDS)
+        assert gate.history == ["reset"]
+        manager.prepare(third)
+        submit(third, first_plan())
+        assert next(third.results()).status == pb.STEP_STATUS_OK
 
 
 def test_an_epoch_is_good_for_one_opening() -> None:

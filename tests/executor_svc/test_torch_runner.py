@@ -21,8 +21,9 @@ from torch_harness import (
 
 from executor_svc.config import ExecutorConfig
 from executor_svc.logprobs import MAX_PROMPT_SLICE
+from executor_svc.models.config import read_model_config
 from executor_svc.plan import ErrorCode, RowSampling, RowStatus, StepFailure
-from executor_svc.torch_runner import TorchRunner, as_step_failure, build_torch_runner
+from executor_svc.torch_runner import TorchRunner, as_step_failure, build_torch_runner, choose_dtype
 from nanoserve.checkpoint import CheckpointError
 
 
@@ -348,7 +349,7 @@ def test_prompt_logprobs_come_in_slices_and_do_not_depend_on_the_chunks(
 
 
 def test_a_sequence_may_fill_the_model_s_whole_length(runner: TorchRunner) -> None:
-    (prompt,) = prompts_of(15, 255)
+    (prompt,) = prompts_of(15, 254)
     hand = Hand(runner, 15)
     hand.start(7, prompt)
     hand.prefill(7)
@@ -356,6 +357,20 @@ def test_a_sequence_may_fill_the_model_s_whole_length(runner: TorchRunner) -> No
     hand.decode(7)
     (output,) = hand.run()
     assert output.row_statuses.tolist() == [RowStatus.OK]
+    assert len(hand.rows[7].token_ids) == 256
+    assert runner.model_runner.state.token_ids[7].tolist() == hand.rows[7].token_ids
+
+
+def test_alternatives_are_as_many_as_each_row_asked_for(runner: TorchRunner) -> None:
+    hand = Hand(runner, 20)
+    asked = [2, None, 0, 5]
+    for row, (count, prompt) in enumerate(zip(asked, prompts_of(20, 4, 5, 6, 7), strict=True)):
+        hand.start(row, prompt, RowSampling(logprobs=count))
+        hand.prefill(row)
+    (output,) = hand.run()
+    assert [entry.row for entry in output.logprobs] == [0, 2, 3]
+    for entry, count in zip(output.logprobs, (2, 0, 5), strict=True):
+        assert len(entry.alternative_ids) == len(entry.alternative_logprobs) == count
 
 
 def test_block_zero_is_never_written(runner: TorchRunner) -> None:
@@ -414,10 +429,19 @@ def test_cuda_is_refused_where_there_is_none(checkpoint: Path) -> None:
         build_torch_runner(ExecutorConfig(device="cuda"), checkpoint)
 
 
+def test_dtype_auto_is_float32_on_a_cpu_and_the_checkpoint_s_own_elsewhere(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "Qwen2", dtype=torch.bfloat16)
+    config = read_model_config(tmp_path)
+    assert choose_dtype("auto", config, tmp_path, torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", config, tmp_path, torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("bfloat16", config, tmp_path, torch.device("cpu")) == torch.bfloat16
+
+
 def test_a_float16_checkpoint_is_refused_unless_another_dtype_is_given(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, "Qwen2", dtype=torch.float16)
+    config = read_model_config(tmp_path)
     with pytest.raises(CheckpointError, match=r"config\.json: dtype: float16 is not served"):
-        make_runner(tmp_path)
+        choose_dtype("auto", config, tmp_path, torch.device("cuda"))
     runner = make_runner(tmp_path, dtype="bfloat16")
     runner.close()
     assert runner.dtype == "bfloat16"

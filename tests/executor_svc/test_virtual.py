@@ -1,3 +1,4 @@
+import json
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor_svc.config import ExecutorConfig
+from executor_svc.models.config import read_model_config
 from executor_svc.plan import ErrorCode, Prefill, RowMask, RowSampling, RowStatus, Step, StepFailure, StepPlan
 from executor_svc.row_table import RowTable
 from executor_svc.virtual import (
@@ -295,6 +297,33 @@ def test_sizes_come_from_the_flags_and_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 300}')
     with pytest.raises(CheckpointError, match=r"config\.json: max_position_embeddings"):
         build_virtual_runner(ExecutorConfig(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 65536}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    ],
+)
+def test_a_virtual_runner_serves_as_long_sequences_as_the_model_would(
+    tmp_path: Path, rope: dict[str, object]
+) -> None:
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 100,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | rope))
+    model = read_model_config(tmp_path)
+    limits = build_virtual_runner(ExecutorConfig(virtual=True), tmp_path).limits
+    assert (limits.max_model_len, limits.vocab_size) == (model.max_model_len, model.vocab_size)
 
 
 def test_neither_the_virtual_package_nor_its_service_imports_torch() -> None:

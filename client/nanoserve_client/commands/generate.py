@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
     parser.add_argument("--n", type=int, metavar="N", help="how many outputs; several are not streamed")
     parser.add_argument(
-        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, N alternatives"
+        "--logprobs", type=int, metavar="N", help="only with --json: log-probabilities, N alternatives"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_option_arguments(parser)
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the text as it comes; several outputs, and JSON, when they are whole."""
+    if arguments.logprobs is not None and not arguments.json:
+        arguments.parser.error("--logprobs: only --json prints them")
     options = dataclasses.replace(options_from(arguments), n=arguments.n, logprobs=arguments.logprobs)
     with Client(arguments.server) as client:
         if arguments.json or (arguments.n or 1) > 1:

@@ -1,14 +1,18 @@
 """`nanoserve serve`: both processes on this machine, under supervision."""
 
 import argparse
+import contextlib
 import signal
+import socket
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nanoserve_client.commands.shared import address_argument
 from nanoserve_client.connection import DEFAULT_ADDRESS
 from nanoserve_client.errors import ServerStartError
-from nanoserve_client.forward import LogForwarder
+from nanoserve_client.forward import LOG_LEVELS, LogForwarder
 from nanoserve_client.supervisor import LocalServer
 
 DEFAULT_DRAIN_SECONDS = 30.0
@@ -25,10 +29,7 @@ class ServiceFlag:
 
 
 # Which service takes which flag. What each means, and which values it takes, the service's own --help says.
-BOTH_FLAGS = (
-    ServiceFlag("--log-level", "LEVEL"),
-    ServiceFlag("--max-num-batched-tokens", "N"),
-)
+BOTH_FLAGS = (ServiceFlag("--max-num-batched-tokens", "N"),)
 EXECUTOR_FLAGS = (
     ServiceFlag("--device", "NAME"),
     ServiceFlag("--dtype", "NAME"),
@@ -71,9 +72,9 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
-    ("flags of both services", BOTH_FLAGS),
-    ("flags of the executor, see nanoserve-executor --help", EXECUTOR_FLAGS),
-    ("flags of the scheduler, see nanoserve-scheduler --help", SCHEDULER_FLAGS),
+    ("flags of both services", "nanoserve-scheduler --help describes them", BOTH_FLAGS),
+    ("flags of the executor", "nanoserve-executor --help describes each", EXECUTOR_FLAGS),
+    ("flags of the scheduler", "nanoserve-scheduler --help describes each", SCHEDULER_FLAGS),
 )
 
 
@@ -93,8 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_ADDRESS,
         help="host:port or unix:PATH; port 0 picks one (default %(default)s)",
     )
-    for title, flags in _GROUPS:
-        group = parser.add_argument_group(title)
+    parser.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="least severe log lines to show (default %(default)s)",
+    )
+    for title, description, flags in _GROUPS:
+        group = parser.add_argument_group(title, description)
         for flag in flags:
             if flag.metavar is None:
                 group.add_argument(flag.name, action="store_true")
@@ -123,29 +130,50 @@ def run(arguments: argparse.Namespace) -> int:
         executor_flags=service_flags(arguments, BOTH_FLAGS + EXECUTOR_FLAGS),
         scheduler_flags=service_flags(arguments, BOTH_FLAGS + SCHEDULER_FLAGS),
         grace_seconds=_drain_seconds(arguments.drain_timeout) + _END_SECONDS,
+        log_level=arguments.log_level,
         log=forwarder,
     )
-    # Both signals raise KeyboardInterrupt in this thread, which does nothing but wait.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        server.start()
-        forwarder.started()
-        print(f"nanoserve serves at {server.address}; Ctrl-C stops it", flush=True)
-        server.wait()
+        with _obeying_signals(server):
+            server.start()
+            forwarder.started()
+            if not server.wait(0):  # a signal may have come during the start
+                print(f"nanoserve serves at {server.address}; Ctrl-C stops it", flush=True)
+                server.wait()
     except ServerStartError as error:
         print(f"nanoserve serve: {error}", file=sys.stderr)
         return 2 if error.exit_status == 2 else 1
-    except KeyboardInterrupt:
-        _stop(server)
     return 1 if server.killed else 0
 
 
-def _stop(server: LocalServer) -> None:
+@contextlib.contextmanager
+def _obeying_signals(server: LocalServer) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains the server, the second kills it.
+
+    A thread reads them from a socket. An exception from a handler could come between any two steps of a wait, and a
+    handler has to wait for the main thread, which nothing wakes where the kernel gave the signal to another thread.
+    """
+    receiving, sending = socket.socketpair()
+
+    def obey() -> None:
+        if receiving.recv(1):
+            server.terminate()
+        if receiving.recv(1):
+            server.kill()
+
+    sending.setblocking(False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    former = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+    reader = threading.Thread(target=obey, name="nanoserve-signals", daemon=True)
+    reader.start()
     try:
-        server.stop()
-    except KeyboardInterrupt:
-        server.kill()
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        sending.close()
+        reader.join()
+        receiving.close()
 
 
 def _drain_seconds(flag: str | None) -> float:
