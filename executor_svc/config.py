@@ -157,7 +157,7 @@ def _add_model_flags(group: Any) -> None:
     _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")
     _add(group, "load_format", "dummy: random weights, none read", choices=_CHOICES["load_format"])
     _add(group, "seed", "seed of the dummy weights", type=int, metavar="N")
-    _add(group, "verify", "check before each read that KV slots hold the tokens claimed", action="store_true")
+    _add(group, "verify", "check in each step that KV slots hold the tokens claimed", action="store_true")
 
 
 def _add_size_flags(group: Any) -> None:

@@ -10,8 +10,9 @@ from executor_svc.attention import AttentionBackend, AttentionContext, PrefillSp
 from executor_svc.batch import BatchState
 from executor_svc.logprobs import MAX_PROMPT_SLICE, TokenLogprobs, token_logprobs
 from executor_svc.models.qwen import QwenForCausalLM
-from executor_svc.plan import Prefill, PromptLogprobs, RowLogprobs, RowStatus, Step, SubStepOutput
+from executor_svc.plan import Prefill, PromptLogprobs, RowLogprobs, RowStatus, Step, StepPlan, SubStepOutput
 from executor_svc.sampler import SampledTokens, SamplingRows, sample
+from executor_svc.slot_tokens import SlotTokens
 from nanoserve.arrays import Float32Array, Int32Array
 
 _NO_PREFILLS: tuple[Prefill, ...] = ()
@@ -67,15 +68,25 @@ class ModelRunner:
     """The model, its attention and the batch state."""
 
     def __init__(
-        self, model: QwenForCausalLM, attention: AttentionBackend, state: BatchState, block_size: int
+        self,
+        model: QwenForCausalLM,
+        attention: AttentionBackend,
+        state: BatchState,
+        block_size: int,
+        slot_tokens: SlotTokens | None = None,
     ) -> None:
+        """With `slot_tokens` every step checks what its rows' KV slots hold."""
         self.model = model
         self.attention = attention
         self.state = state
         self.block_size = block_size
+        self.slot_tokens = slot_tokens
 
     def run(self, step: Step, sub_step: int) -> SubStepTensors:
-        """Computes a sub-step and writes what it samples back to the batch state; the plan is applied already."""
+        """Computes a sub-step and writes what it samples back to the batch state; the plan is applied already.
+
+        StepFailure where `slot_tokens` finds a slot that holds another token than its row claims.
+        """
         plan = step.plan
         going_on = plan.decode_row_steps > sub_step
         batch = _Batch(
@@ -84,9 +95,11 @@ class ModelRunner:
             decode_positions=step.decode_positions[going_on] + np.int32(sub_step),
         )
         rows, positions = batch.rows(), batch.positions()
-        if not len(rows):
+        hidden = self._forward(batch, rows, positions) if len(rows) else None
+        if self.slot_tokens is not None:
+            self.slot_tokens.check(self.state, _claimed_lengths(plan if sub_step == 0 else None, batch))
+        if hidden is None:
             return SubStepTensors(rows, None, None, ())
-        hidden = self._forward(batch, rows, positions)
         prompt_logprobs = self._judge_prompts(batch, hidden)
         last = batch.last_tokens()
         if not len(last):
@@ -118,6 +131,8 @@ class ModelRunner:
             decode_context_lens=batch.decode_positions + np.int32(1),
         )
         token_ids = state.token_ids[device_rows, device_positions]
+        if self.slot_tokens is not None:
+            self.slot_tokens.write(context.slot_mapping, token_ids)
         hidden: torch.Tensor = self.model(token_ids, device_positions, self.attention, context)
         return hidden
 
@@ -144,6 +159,15 @@ class ModelRunner:
 
     def _upload(self, array: Int32Array) -> torch.Tensor:
         return torch.tensor(array, device=self.state.device)
+
+
+def _claimed_lengths(plan: StepPlan | None, batch: _Batch) -> dict[int, int]:
+    """By row how many positions are computed once a forward pass is: of its rows, and of those that `plan` starts."""
+    starts = plan.starts if plan is not None else ()
+    lengths = {start.row: start.num_computed_tokens for start in starts}
+    lengths |= {run.row: run.first_position + run.num_tokens for run in batch.prefills}
+    lengths |= zip(batch.decode_rows.tolist(), (batch.decode_positions + 1).tolist(), strict=True)
+    return lengths
 
 
 def to_output(tensors: SubStepTensors, state: BatchState, device_ns: int, idle_ns: int) -> SubStepOutput:

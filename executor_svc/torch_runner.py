@@ -19,6 +19,7 @@ from executor_svc.models.config import ModelConfig, read_model_config
 from executor_svc.models.qwen import QwenForCausalLM
 from executor_svc.plan import ErrorCode, Step, StepFailure, SubStepOutput
 from executor_svc.runner import RunnerLimits, sub_steps
+from executor_svc.slot_tokens import SlotTokens
 from executor_svc.weights import dummy_weights, load_weights
 from nanoserve.checkpoint import CheckpointError
 
@@ -132,8 +133,6 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner:
     CheckpointError where the checkpoint is damaged or not served; ValueError, naming the flag, where the device, the
     sizes or a mode cannot be had.
     """
-    if config.verify:
-        raise ValueError("--verify: is not served yet")
     model_config = read_model_config(model_dir)
     device = _device(config.device)
     dtype = choose_dtype(config.dtype, model_config, model_dir, device)
@@ -161,7 +160,9 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner:
     )
     attention = make_attention_backend(config.attention_backend, kv_cache)
     state = BatchState(limits, device)
-    return TorchRunner(ModelRunner(model, attention, state, config.block_size), limits, device)
+    slot_tokens = SlotTokens(limits, device) if config.verify else None
+    model_runner = ModelRunner(model, attention, state, config.block_size, slot_tokens)
+    return TorchRunner(model_runner, limits, device)
 
 
 def _device(name: str) -> torch.device:

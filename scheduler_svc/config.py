@@ -34,6 +34,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = None
     """None: the executor's limit."""
     pipeline_depth: int = 2
+    max_plan_ms: float = 3.0
+    """Most device time of the plans in flight where they hold several decode steps each."""
     max_queue_size: int = 4096
     """Most requests that wait for their first step."""
     max_queue_tokens: int | None = None
@@ -49,6 +51,8 @@ class SchedulerConfig:
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves running requests."""
     take_over: bool = False
+    record: str | None = None
+    """Where to write every session, plan and result; None: nowhere."""
     insecure: bool = False
     api_workers: int = 0
     """Processes that serve the API; 0: the scheduler's own process does."""
@@ -60,6 +64,7 @@ class SchedulerConfig:
         _require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""
         _require("served_model_name", named, "must not be empty", self)
+        _require("record", self.record is None or self.record != "", "must not be empty", self)
         for name, choices in _CHOICES.items():
             _require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}", self)
         if not self.kv_cache and self.batching != "naive":
@@ -72,7 +77,7 @@ class SchedulerConfig:
         _require("max_num_batched_tokens", tokens is None or tokens >= 1, "must be at least 1", self)
         for name in ("pipeline_depth", "max_queue_size"):
             _require(name, getattr(self, name) >= 1, "must be at least 1", self)
-        for name in ("executor_loss_timeout", "drain_timeout"):
+        for name in ("executor_loss_timeout", "drain_timeout", "max_plan_ms"):
             seconds = getattr(self, name)
             _require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
         _require("api_workers", 0 <= self.api_workers <= 256, "must be in [0, 256]", self)
@@ -129,11 +134,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
+    _add(parser, "record", "write every session, plan and result to this file", metavar="F")
     _add(parser, "log_level", "least severe log lines to write")
     group = parser.add_argument_group("scheduling")
     _add(group, "batching", "how sequences share steps; all but continuous are for study")
     _add(group, "max_num_batched_tokens", "most tokens a step computes (default: the executor's)", type=int)
     _add(group, "pipeline_depth", "most plans sent and not yet answered", type=int)
+    _add(group, "max_plan_ms", "device time that several decode steps a plan may add up to", type=float)
     _add(group, "max_queue_size", "most requests that wait", type=int)
     _add(group, "max_queue_tokens", "most prompt tokens that wait (default: no limit)", type=int)
     _add(

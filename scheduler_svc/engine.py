@@ -73,7 +73,10 @@ class Engine:
         inbox: Inbox,
         link: ExecutorLink,
         publish: Callable[[msg.Event], None],
+        *,
+        max_plan_ms: float = 3.0,
     ) -> None:
+        self._max_plan_ms = max_plan_ms
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
         self._core: Scheduler | None = None
@@ -217,9 +220,10 @@ class Engine:
     # Steps
 
     def _send_plans(self) -> None:
+        num_decode_steps = self._num_decode_steps()
         while self._core is not None and self._epoch:
             began = time.monotonic()
-            plan = self._core.schedule(began)
+            plan = self._core.schedule(began, num_decode_steps)
             if plan is None:
                 return
             self._link.send(plan)
@@ -227,6 +231,13 @@ class Engine:
             self._sent.append(_Sent(plan.step_id, now, now - began))
             if plan.starts:
                 self._note_starts(plan.starts, now)
+
+    def _num_decode_steps(self) -> int:
+        """Decode steps a plan: as many as keep all plans in flight within --max-plan-ms, which arrivals wait for."""
+        device_ms = self._times.device_ms()
+        if not device_ms:
+            return 1
+        return max(1, int(self._max_plan_ms / (self._config.pipeline_depth * device_ms)))
 
     def _note_starts(self, starts: list[SequenceStart], now: float) -> None:
         started = []
@@ -281,6 +292,8 @@ class Engine:
         for sequence_id in self._core.blame(failed.step_id, list(failed.rows)):
             if failed.rows or self._live.add_failure(sequence_id) >= _MAX_FAILURES:
                 self._fail_sequence(sequence_id, reason)
+        if failed.code == "DATA_LOSS":
+            self._core.reset_prefix_cache()  # what was found wrong must not be hit again
         self._epoch = 0
         self._link.abandon()
 

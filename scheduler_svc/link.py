@@ -9,6 +9,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import grpc
@@ -19,6 +20,7 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.recording import Recorder
 from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, decode_session, encode_plan
 
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -100,8 +102,12 @@ class ExecutorLink:
         *,
         take_over: bool = False,
         loss_timeout: float = 120.0,
+        record: Path | None = None,
     ) -> None:
-        """`loss_timeout` is in seconds: how long without a session before ExecutorAway."""
+        """`loss_timeout` is in seconds: how long without a session before ExecutorAway.
+
+        `record` is where to write all that passes; ValueError where that cannot be opened.
+        """
         self.scheduler_id = secrets.token_hex(16)
         self._address, self._model_fingerprint, self._emit = address, model_fingerprint, emit
         self._take_over, self._loss_timeout = take_over, loss_timeout
@@ -114,15 +120,24 @@ class ExecutorLink:
         # The executor and epoch of our last session; None while an opening of ours may or may not have succeeded.
         self._last_session: tuple[str, int] | None = None
         self._held_since: float | None = None
+        self._recorder = Recorder(record, self.scheduler_id, model_fingerprint) if record else None
 
     def send(self, plan: StepPlan) -> None:
         """Queues a plan of the open session; returns at once."""
-        self._outgoing.put_nowait(encode_plan(plan))
+        message = encode_plan(plan)
+        self._outgoing.put_nowait(message)
+        if self._recorder is not None:
+            self._recorder.plan(message.plan)
 
     def abandon(self) -> None:
         """Ends the open session, whose results make no sense; SessionLost follows."""
         if self._stream is not None:
             self._stream.cancel()
+
+    def close(self) -> None:
+        """Ends the recording, if there is one. To be called last."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def run(self) -> None:
         """Keeps a session open until the link has stopped for good."""
@@ -260,6 +275,8 @@ class ExecutorLink:
             session = decode_session(opened.description)
         except WireError as error:
             raise _Final(LinkFailed(f"--executor: {self._address}: {error}")) from error
+        if self._recorder is not None:
+            self._recorder.opened(opened)
         self._emit(SessionOpened(session, opened.epoch, self._weights_fingerprint))
 
     async def _refused(self, call: _Call) -> Exception:
@@ -302,6 +319,8 @@ class ExecutorLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             self._start_clock()
+            if self._recorder is not None:
+                self._recorder.lost(self._reason)
             self._emit(SessionLost(self._reason))
         raise _Lost(self._reason)
 
@@ -315,6 +334,8 @@ class ExecutorLink:
                 raise self._ended(await call.code(), await call.details())
             if message.WhichOneof("response") != "result":
                 raise WireError("a message that is no result")
+            if self._recorder is not None:
+                self._recorder.result(message.result)
             event = decode_result(message.result)
             if event is not None:
                 self._has_lasted = self._has_lasted or isinstance(event, StepReport)

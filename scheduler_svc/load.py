@@ -27,6 +27,10 @@ class StepTimes:
         self._steps.append(step)
         self._totals = tuple(map(add, self._totals, step))
 
+    def device_ms(self) -> float:
+        """Mean device time of the recent steps, in milliseconds; 0 before the first."""
+        return 1e3 * sum(step[0] for step in self._steps) / len(self._steps) if self._steps else 0.0
+
     def means(self) -> StepMeans | None:
         """The means; None before the first step."""
         if not self._steps:

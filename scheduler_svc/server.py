@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from pathlib import Path
 from typing import Protocol
 
 from scheduler_svc.admission import Admission
@@ -55,6 +56,7 @@ class SchedulerServer:
             self._inbox.put_nowait,
             take_over=config.take_over,
             loss_timeout=config.executor_loss_timeout,
+            record=Path(config.record) if config.record else None,
         )
         self.api: Api
         if config.api_workers:
@@ -68,6 +70,7 @@ class SchedulerServer:
             self._inbox,
             self._link,
             self.api.receive,
+            max_plan_ms=config.max_plan_ms,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None
 
@@ -105,6 +108,7 @@ class SchedulerServer:
         await self.api.stop()
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
+        await asyncio.to_thread(self._link.close)
 
 
 def _core_config(config: SchedulerConfig) -> CoreConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from nanoserve_client.commands import chat, generate, load, serve, simulate
+from nanoserve_client.commands import chat, generate, load, replay, serve, simulate, verify_recording
 from nanoserve_client.errors import ConnectionFailed, NanoserveError, Unavailable
 
 _COMMANDS = {
@@ -15,6 +15,8 @@ _COMMANDS = {
     "generate": (generate, "continue a prompt"),
     "chat": (chat, "talk with the served model"),
     "load": (load, "show the load of a server"),
+    "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),
+    "verify-recording": (verify_recording, "check a scheduler's recording without an executor"),
     "simulate": (simulate, "play a trace against the scheduler, in virtual time"),
 }
 

@@ -17,5 +17,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[LocalServer]:
     """The demo checkpoint, served with a cache that holds everything the tests ask for."""
-    with LocalServer(executor_flags=["--num-kv-blocks=2049", "--max-num-seqs=64"]) as server:
+    with LocalServer(executor_flags=["--verify", "--num-kv-blocks=2049", "--max-num-seqs=64"]) as server:
         yield server

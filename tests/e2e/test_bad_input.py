@@ -55,7 +55,7 @@ def test_a_bad_request_is_refused_by_field(
 
 def test_a_prompt_longer_than_the_cache_is_refused():
     with (
-        LocalServer(executor_flags=["--num-kv-blocks=5", "--max-num-seqs=2"]) as server,
+        LocalServer(executor_flags=["--verify", "--num-kv-blocks=5", "--max-num-seqs=2"]) as server,
         Client(server.address) as client,
     ):
         assert client.model_info().max_model_len == 65

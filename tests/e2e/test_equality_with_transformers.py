@@ -68,7 +68,7 @@ def test_tokens_and_logprobs_equal_those_of_transformers(shape: Shape, tmp_path:
     model = make_checkpoint(shape, tmp_path)
     draw = random.Random(shape.name)
     prompts = [[draw.randrange(VOCAB_SIZE) for _ in range(length)] for length in (1, 5, 40, 120)]
-    flags = ["--dtype=float32", "--num-kv-blocks=65", "--max-num-seqs=4", "--block-size=8"]
+    flags = ["--verify", "--dtype=float32", "--num-kv-blocks=65", "--max-num-seqs=4", "--block-size=8"]
     with (
         # Chunks of 32 tokens: the longer prompts are computed over several steps, beside the others' decoding.
         LocalServer(

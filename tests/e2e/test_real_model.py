@@ -19,7 +19,7 @@ def test_greedy_tokens_equal_those_of_transformers():
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    flags = ["--dtype=float32", "--device=cpu", "--num-kv-blocks=129", "--max-num-seqs=4"]
+    flags = ["--verify", "--dtype=float32", "--device=cpu", "--num-kv-blocks=129", "--max-num-seqs=4"]
     with LocalServer(MODEL, executor_flags=flags) as server, Client(server.address) as client:
         for prompt in PROMPTS:
             ids = tokenizer(prompt).input_ids

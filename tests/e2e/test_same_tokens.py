@@ -18,7 +18,7 @@ from demo_tasks import HELD_OUT_SYSTEM, TASKS, make_turn
 NUM_REQUESTS = 64
 # Sampled tokens hang on the last bits of logits, which batching changes: in float32 too little to matter.
 DTYPE = "--dtype=float32"
-TINY_CACHE = [DTYPE, "--num-kv-blocks=60", "--max-num-seqs=16", "--block-size=16"]
+TINY_CACHE = ["--verify", DTYPE, "--num-kv-blocks=60", "--max-num-seqs=16", "--block-size=16"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def wait_until_idle(client: Client) -> Load:
 @pytest.fixture(scope="module")
 def alone() -> list[tuple[str, tuple[int, ...]]]:
     """What each case gets when nothing else runs and nothing is cached."""
-    with LocalServer(executor_flags=[DTYPE]) as server, Client(server.address) as client:
+    with LocalServer(executor_flags=["--verify", DTYPE]) as server, Client(server.address) as client:
         answers = []
         for number, case in enumerate(make_cases(1)):
             completion = client.generate(case.messages, cache_salt=f"alone {number}", **case.params())

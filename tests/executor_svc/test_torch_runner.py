@@ -412,7 +412,6 @@ def test_dummy_weights_need_no_safetensors(checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"verify": True}, "--verify"),
         ({"max_model_len": 513}, "--max-model-len"),
         ({"num_kv_blocks": 2**50}, "--num-kv-blocks"),
     ],

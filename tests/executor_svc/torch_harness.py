@@ -61,7 +61,7 @@ def save_checkpoint(
 
 
 def make_runner(folder: Path, **changes: Any) -> TorchRunner:
-    """A runner for a saved checkpoint: on the CPU, 8 rows, 159 blocks of 4 tokens."""
+    """A runner for a saved checkpoint: on the CPU, 8 rows, 159 blocks of 4 tokens, with --verify."""
     settings = {
         "device": "cpu",
         "block_size": 4,
@@ -69,6 +69,7 @@ def make_runner(folder: Path, **changes: Any) -> TorchRunner:
         "max_num_seqs": 8,
         "max_model_len": 256,
         "max_num_batched_tokens": 512,
+        "verify": True,
     }
     return build_torch_runner(ExecutorConfig(**(settings | changes)), folder)
 

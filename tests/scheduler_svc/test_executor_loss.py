@@ -157,6 +157,22 @@ def test_a_request_at_fault_ends_and_the_others_go_on(tmp_path: Path):
     run(test)
 
 
+def test_after_a_step_that_found_data_loss_no_cached_prefix_is_hit(tmp_path: Path):
+    async def test() -> None:
+        for code, hits in [(ErrorCode.INTERNAL, 8), (ErrorCode.DATA_LOSS, 0)]:
+            executor = start_executor(tmp_path, failing(None, StepFailure(code, "as the test wants it")))
+            async with Service(tmp_path, executor=executor) as service:
+                await service.serving()
+                await service.generate([1] * 9, max_tokens=1)
+                other = await service.generate([2] * 9, seed=5, max_tokens=3)
+                assert other.token_ids[0] == expected([2] * 9, 5, 3)
+                again = await service.generate([1] * 9, max_tokens=1)
+                assert again.started.num_cached_tokens == hits
+            await executor.stop()
+
+    run(test)
+
+
 def test_a_request_that_fails_every_step_ends_after_three(tmp_path: Path):
     async def test() -> None:
         failure = StepFailure(ErrorCode.INTERNAL, "no rows known")

@@ -1,6 +1,7 @@
 """Generate over a real channel, against what the virtual model is known to say."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import xxhash
 from scheduler_harness import LIMITS, MODEL, Executor, Service, generate_request, refused, run
 
-from executor_svc.virtual import VirtualModel
+from executor_svc.virtual import RunnerHooks, VirtualModel
 from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.v1 import admin_pb2
 from nanoserve.v1 import inference_pb2 as pb
@@ -293,5 +294,26 @@ def test_plans_are_sent_ahead_of_results(tmp_path: Path):
             # With the next plan queued already, the device has next to nothing to wait for between two steps.
             assert load.step_stats.idle_ms < load.step_stats.device_ms / 5
             assert load.step_stats.round_trip_ms > load.step_stats.device_ms
+
+    run(test)
+
+
+@pytest.mark.parametrize(("max_plan_ms", "most_steps"), [(1000.0, 4), (0.0, 1)])
+def test_fast_steps_are_planned_several_at_a_time(tmp_path: Path, max_plan_ms: float, most_steps: int):
+    async def test() -> None:
+        limits = replace(LIMITS, max_num_decode_steps=4)
+        executor = Executor(f"unix:{tmp_path}/ex", limits=limits)
+        sub_steps: list[int] = []
+        executor.hooks = RunnerHooks(before_result=sub_steps.append)
+        executor.start()
+        async with Service(tmp_path, executor=executor, max_plan_ms=max_plan_ms) as service:
+            await service.serving()
+            answers = await asyncio.gather(
+                *(service.generate([1, 2, 3], seed=seed, max_tokens=30 + seed) for seed in range(5))
+            )
+            for seed, answer in enumerate(answers):
+                assert answer.token_ids[0] == expected([1, 2, 3], seed, 30 + seed)
+            await service.until_idle()
+        assert max(Counter(sub_steps).values()) == most_steps
 
     run(test)

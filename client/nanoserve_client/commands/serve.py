@@ -58,6 +58,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--batching", "NAME"),
     ServiceFlag("--pipeline-depth", "N"),
     ServiceFlag("--api-workers", "N"),
+    ServiceFlag("--max-plan-ms", "X"),
     ServiceFlag("--max-queue-size", "N"),
     ServiceFlag("--max-queue-tokens", "N"),
     ServiceFlag("--priority-aging-seconds", "SECONDS"),
@@ -67,6 +68,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--no-enable-chunked-prefill"),
     ServiceFlag("--executor-loss-timeout", "SECONDS"),
     ServiceFlag("--drain-timeout", "SECONDS"),
+    ServiceFlag("--record", "F"),
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
