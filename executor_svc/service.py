@@ -1,7 +1,6 @@
 """The gRPC face of an executor: ExecutorService, health and reflection on one server."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from executor_svc import wire
-from executor_svc.listening import check_port, free_socket_path
 from executor_svc.runner import StepRunner
 from executor_svc.session import (
     ExecutorStopping,
@@ -32,6 +30,7 @@ from executor_svc.wire import Identity
 from nanoserve.address import SERVER_OPTIONS, bound_address
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1 import executor_pb2_grpc
+from nanoserve.listening import BoundSocket, check_free
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
@@ -178,9 +177,7 @@ class ExecutorServer:
 
     def __init__(self, listen: str) -> None:
         """Binds; ValueError, naming the flag, where the address cannot be had."""
-        self._socket_path = free_socket_path(listen)
-        if self._socket_path is None:
-            check_port(listen)
+        check_free(listen)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="executor-rpc")
         self._server = grpc.server(self._threads, options=SERVER_OPTIONS)
         try:
@@ -189,6 +186,7 @@ class ExecutorServer:
             raise ValueError(f"--listen: {listen}: {error}") from error
         self.address = bound_address(listen, port)
         """The address bound, port 0 replaced by the one picked."""
+        self._socket_file = BoundSocket(listen)
         self._health = health.HealthServicer()
         self._service: ExecutorService | None = None
         self._stopped = threading.Event()
@@ -225,7 +223,5 @@ class ExecutorServer:
         if self._service is not None:
             self._service.sessions.close()
         self._threads.shutdown()
-        if self._socket_path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._socket_path)
+        self._socket_file.remove()
         self._stopped.set()

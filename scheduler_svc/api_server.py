@@ -15,6 +15,9 @@ from scheduler_svc.frontend import Frontend
 from scheduler_svc.health import HealthService
 from scheduler_svc.model import Model
 
+# How long slow readers may take, after the last request has ended, to read what is theirs.
+READ_OUT_SECONDS = 5.0
+
 _SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,

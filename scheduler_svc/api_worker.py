@@ -19,11 +19,10 @@ from nanoserve.checkpoint import CheckpointError
 from nanoserve.logs import configure_logs
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
-from scheduler_svc.api_server import ApiServer
+from scheduler_svc.api_server import READ_OUT_SECONDS, ApiServer
 from scheduler_svc.collector import settle_collector
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import Frontend
-from scheduler_svc.listening import READ_OUT_SECONDS
 from scheduler_svc.model import Model, load_model
 from scheduler_svc.worker_commands import decode_frame, encode_command
 from scheduler_svc.worker_events import decode_event

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 
 from nanoserve.address import bound_address
+from nanoserve.listening import BoundSocket, check_free
 from scheduler_svc import messages as msg
-from scheduler_svc.api_server import ApiServer
+from scheduler_svc.api_server import READ_OUT_SECONDS, ApiServer
 from scheduler_svc.frontend import Frontend, cancel_task
-from scheduler_svc.listening import READ_OUT_SECONDS, BoundSocket, check_free
 from scheduler_svc.model import Model
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import structlog
 
+from nanoserve.listening import reserve_port
 from scheduler_svc import messages as msg
+from scheduler_svc.api_server import READ_OUT_SECONDS
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import cancel_task
-from scheduler_svc.listening import READ_OUT_SECONDS, reserve_port
 from scheduler_svc.worker_hub import WorkerHub
 
 _FIRST_BACKOFF_SECONDS = 0.1

@@ -13,7 +13,7 @@ from scheduler_harness import Executor, Service, refused, run
 
 from nanoserve.v1 import admin_pb2
 from nanoserve.v1 import inference_pb2 as pb
-from scheduler_svc.listening import READ_OUT_SECONDS
+from scheduler_svc.api_server import READ_OUT_SECONDS
 
 SERVICES = ["nanoserve.v1.InferenceService", "nanoserve.v1.AdminService"]
 STATUS = health_pb2.HealthCheckResponse

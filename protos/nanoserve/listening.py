@@ -9,9 +9,6 @@ from typing import Any
 
 from nanoserve.address import bound_address
 
-# How long slow readers may take, after the last request has ended, to read what is theirs.
-READ_OUT_SECONDS = 5.0
-
 
 def check_free(address: str) -> None:
     """Makes `address` (host:port or unix:PATH) ready to be bound; ValueError, naming --listen, where it is not free.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_svc.listening import BoundSocket, check_free
+from nanoserve.listening import BoundSocket, check_free
 
 
 def listener(path: Path) -> socket.socket:
