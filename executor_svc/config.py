@@ -4,9 +4,10 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from nanoserve.address import check_address
+from nanoserve.flags import OneLineParser
 
 DEFAULT_LISTEN = "127.0.0.1:50061"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -95,16 +96,9 @@ def _require(name: str, holds: bool, rule: str, config: ExecutorConfig) -> None:
         raise ValueError(f"{flag(name)}: {rule}, got {getattr(config, name)!r}")
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `nanoserve-executor`."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="nanoserve-executor",
         description="Holds a model's tensors and runs the steps that one scheduler plans.",
         allow_abbrev=False,

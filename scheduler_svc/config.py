@@ -5,9 +5,10 @@ import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
 from nanoserve.address import check_address
+from nanoserve.flags import OneLineParser
 from scheduler_svc.core.policy import POLICIES
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
@@ -111,16 +112,9 @@ def _require(name: str, holds: bool, rule: str, config: SchedulerConfig) -> None
         raise ValueError(f"{flag(name)}: {rule}, got {getattr(config, name)!r}")
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `nanoserve-scheduler`."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="nanoserve-scheduler",
         description="Takes requests, decides each step of an executor, and streams the text.",
         allow_abbrev=False,

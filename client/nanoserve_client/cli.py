@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
 
+from nanoserve.flags import OneLineParser
 from nanoserve_client.commands import chat, generate, load, replay, serve, simulate, verify_recording
 from nanoserve_client.errors import ConnectionFailed, NanoserveError, Unavailable
 
@@ -21,16 +21,9 @@ _COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command; the result's `run` and `parser` are the chosen subcommand's."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="nanoserve", description="An LLM inference engine in two processes.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"nanoserve {version('nanoserve')}")

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
+from nanoserve.flags import OneLineParser
 from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import Session
 from scheduler_svc.simulate.profile import SIZES, ExecutorProfile
@@ -95,16 +95,9 @@ class SimulateConfig:
         )
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="nanoserve simulate",
         description="Plays a trace against the real scheduler and a modelled executor, in virtual time.",
         epilog="Prints a table, then one JSON object as the last line. The same arguments give the same figures.",
