@@ -148,7 +148,7 @@ def _add_model_flags(group: Any) -> None:
     )
     _add(group, "tensor_parallel_size", "devices that share the model", type=int, metavar="N")
     _add(group, "attention_backend", "attention code", choices=_CHOICES["attention_backend"])
-    _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")
+    _add(group, "enforce_eager", "run without CUDA graphs, of which there are none yet", action="store_true")
     _add(group, "load_format", "dummy: random weights, none read", choices=_CHOICES["load_format"])
     _add(group, "seed", "seed of the dummy weights", type=int, metavar="N")
     _add(group, "verify", "check in each step that KV slots hold the tokens claimed", action="store_true")

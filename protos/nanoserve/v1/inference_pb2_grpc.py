@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class InferenceServiceStub(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
-    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED.
+    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
     """
 
     def __init__(self, channel):
@@ -60,7 +60,7 @@ class InferenceServiceStub(object):
 
 class InferenceServiceServicer(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
-    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED.
+    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
     """
 
     def Generate(self, request, context):
@@ -125,7 +125,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
-    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED.
+    INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
     """
 
     @staticmethod
