@@ -4,6 +4,7 @@ One thread starts, watches and ends both. It must outlive them, because a child 
 so it is not the caller's, which may be a short-lived one.
 """
 
+import math
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ EXECUTOR_COMMAND = (sys.executable, "-P", "-m", "executor_svc")
 SCHEDULER_COMMAND = (sys.executable, "-P", "-m", "scheduler_svc")
 
 _POLL_SECONDS = 0.05
+_SIGNAL_SECONDS = 0.2  # at most until a signal is noticed
 _TELL_SECONDS = 10.0  # how often a long start shows a sign of life
 # A socket's path holds at most 107 bytes on Linux, 103 elsewhere.
 _LONGEST_FOLDER_BYTES = 80
@@ -89,7 +91,7 @@ class LocalServer:
         """
         self._thread.start()
         try:
-            self._up.wait()
+            _wait(self._up)
         except BaseException:  # such as KeyboardInterrupt
             self.kill()
             raise
@@ -98,7 +100,7 @@ class LocalServer:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits, at most `timeout` seconds, until the server has ended; says whether it has, raises if it failed."""
-        self._ended.wait(timeout)
+        _wait(self._ended, timeout)
         self._raise_failure()
         return self._ended.is_set()
 
@@ -111,7 +113,7 @@ class LocalServer:
         """Ends both processes, the scheduler first, which drains; each is killed after `grace_seconds`."""
         self.terminate()
         if self._thread.ident is not None:
-            self._ended.wait()
+            _wait(self._ended)
 
     def kill(self) -> None:
         """Ends both processes at once, also while `stop` waits for them."""
@@ -211,6 +213,13 @@ class LocalServer:
                     break
         child.kill()
         child.exited.wait()
+
+
+def _wait(event: threading.Event, timeout: float | None = None) -> None:
+    """Waits in slices: a signal that another thread received runs its handler only when the main thread wakes."""
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while not event.wait(max(0.0, min(_SIGNAL_SECONDS, end - time.monotonic()))) and time.monotonic() < end:
+        pass
 
 
 def private_folder() -> TemporaryDirectory[str]:
