@@ -263,7 +263,9 @@ class Engine:
         if report.result.last:
             self._sent.popleft()
         self._times.add(report.timing, began - sent.time, sent.schedule_seconds + now - began)
-        self._live.advance(outputs.sequence_ids.tolist())
+        # The executor waits for plans, and streams for a millisecond more or less do not matter.
+        self._send_plans()
+        self._live.advance(outputs.sequence_ids)
         self._publish_outputs(outputs, report, began)
 
     def _publish_outputs(self, outputs: StepOutputs, report: StepReport, now: float) -> None:

@@ -1,8 +1,9 @@
 """The requests that the engine has accepted and not ended: whose sequences are whose, and what was counted."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from scheduler_svc.core.request import Int64Array
 from scheduler_svc.messages import Ended
 
 
@@ -82,10 +83,10 @@ class LiveRequests:
         self._leave_queue(request)
         return request
 
-    def advance(self, sequence_ids: Iterable[int]) -> None:
+    def advance(self, sequence_ids: Int64Array) -> None:
         """Notes that sequences got a token."""
         if self._num_failures:
-            for sequence_id in sequence_ids:
+            for sequence_id in sequence_ids.tolist():
                 self._num_failures.pop(sequence_id, None)
 
     def add_failure(self, sequence_id: int) -> int:

@@ -19,17 +19,21 @@ class StepTimes:
         # Columns as in StepMeans, in seconds.
         self._steps: deque[tuple[float, ...]] = deque(maxlen=_NUM_RECENT_STEPS)
         self._totals = (0.0,) * 6
+        self._recent_device_seconds = 0.0
 
     def add(self, timing: StepTiming, round_trip_seconds: float, schedule_seconds: float) -> None:
         """Takes in a step whose result came."""
         executor = (timing.device_ns, timing.host_ns, timing.queue_ns, timing.idle_ns)
         step = (*(ns * 1e-9 for ns in executor), round_trip_seconds, schedule_seconds)
+        if len(self._steps) == _NUM_RECENT_STEPS:
+            self._recent_device_seconds -= self._steps[0][0]
+        self._recent_device_seconds += step[0]
         self._steps.append(step)
         self._totals = tuple(map(add, self._totals, step))
 
     def device_ms(self) -> float:
         """Mean device time of the recent steps, in milliseconds; 0 before the first."""
-        return 1e3 * sum(step[0] for step in self._steps) / len(self._steps) if self._steps else 0.0
+        return 1e3 * self._recent_device_seconds / len(self._steps) if self._steps else 0.0
 
     def means(self) -> StepMeans | None:
         """The means; None before the first step."""

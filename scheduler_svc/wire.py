@@ -161,19 +161,13 @@ def _decode_report(message: pb.StepResult) -> StepReport:
     if len(token_ids) != len(rows) or len(statuses) not in (0, len(rows)):
         raise WireError(f"step {message.step_id}: rows, token_ids and row_statuses differ in length")
     failed = statuses != _ROW_OK if len(statuses) else None
-    pieces = message.prompt_logprobs
-    prompts = tuple(_decode_prompt_logprobs(piece) for piece in pieces)
+    prompts = tuple(map(_decode_prompt_logprobs, message.prompt_logprobs))
+    slices = tuple(
+        PromptSlice(piece.row, piece.first_position, len(prompt.logprobs))
+        for piece, prompt in zip(message.prompt_logprobs, prompts, strict=True)
+    )
     result = StepResult(
-        step_id=message.step_id,
-        sub_step=message.sub_step,
-        last=message.last,
-        rows=rows,
-        token_ids=token_ids,
-        failed=failed,
-        prompt_slices=tuple(
-            PromptSlice(piece.row, piece.first_position, len(prompt.logprobs))
-            for piece, prompt in zip(pieces, prompts, strict=True)
-        ),
+        message.step_id, message.sub_step, message.last, rows, token_ids, failed, prompt_slices=slices
     )
     logprobs = {entry.row: _decode_logprobs(entry) for entry in message.logprobs}
     timing = message.timing
@@ -182,6 +176,8 @@ def _decode_report(message: pb.StepResult) -> StepReport:
 
 
 def _row_errors(rows: Int32Array, statuses: Int32Array) -> dict[int, str]:
+    if not len(statuses):
+        return {}  # all are OK
     names = {value: name.removeprefix("ROW_STATUS_") for name, value in pb.RowStatus.items()}
     return {
         row: names.get(status, str(status))
