@@ -42,6 +42,9 @@ class RowTable:
         self._num_slots = np.zeros(num_rows, np.int32)
         # Blocks before this index of the table are shared and only read.
         self._num_shared = np.zeros(num_rows, np.int32)
+        # The decode rows found good last, which in steady decode are those of the next plan too; none after a release.
+        self._decode_rows = b""
+        self._decode_indices = np.empty(0, np.intp)  # the same, as numpy takes them fastest
         self._tables = np.zeros((num_rows, self._max_blocks), np.int32)
         # Per block: whether a live row owns it, and how many live rows share it.
         self._owned = np.zeros(limits.num_blocks, np.bool_)
@@ -65,10 +68,10 @@ class RowTable:
                 self._prefill(f"prefills[{index}]", prefill, prefilling)
         positions = self._decode(plan)
         # Only now, so that a row in prefills is not found among the decode rows: it has not sampled before.
-        sampling_prefills = [prefill.row for prefill in plan.prefills if prefill.samples]
-        self._sampled[sampling_prefills] = True
+        for prefill in plan.prefills:
+            self._sampled[prefill.row] = prefill.samples
         if plan.masks:
-            self._check_masks(plan, sampling_prefills)
+            self._check_masks(plan)
         return Step(plan, positions)
 
     def _check_shape(self, plan: StepPlan) -> None:
@@ -111,6 +114,7 @@ class RowTable:
             self._owned[table[num_shared:]] = False
         self._live[rows] = False
         self._sampled[rows] = False
+        self._decode_rows = b""
 
     def _start(self, field: str, start: StartRow) -> None:
         check_start(field, start, self._limits)
@@ -187,11 +191,13 @@ class RowTable:
         rows, steps = plan.decode_rows, plan.decode_row_steps
         if not len(rows):
             return np.empty(0, np.int32)
-        self._check_live("decode_rows", rows)
-        self._check_flags("decode_rows", rows, self._sampled, "has not sampled")
-        check_once("decode_rows", rows)
+        if rows.tobytes() != self._decode_rows:
+            self._check_live("decode_rows", rows)
+            self._check_flags("decode_rows", rows, self._sampled, "has not sampled")
+            check_once("decode_rows", rows)
+            self._decode_rows, self._decode_indices = rows.tobytes(), rows.astype(np.intp)
         check_ids("decode_row_steps", steps, 1, plan.num_decode_steps + 1)
-        indices = rows.astype(np.intp)  # which numpy takes three times as fast
+        indices = self._decode_indices
         positions = self._length[indices]
         ends = positions + steps
         if (bad := first_true(ends > self._num_slots[indices])) is not None:
@@ -201,9 +207,9 @@ class RowTable:
         self._length[indices] = ends
         return positions
 
-    def _check_masks(self, plan: StepPlan, sampling_prefills: list[int]) -> None:
+    def _check_masks(self, plan: StepPlan) -> None:
         sampling = np.zeros(self._limits.max_num_seqs, np.bool_)
-        sampling[sampling_prefills] = True
+        sampling[[prefill.row for prefill in plan.prefills if prefill.samples]] = True
         sampling[plan.decode_rows] = True
         for index, mask in enumerate(plan.masks):
             field, row = f"masks[{index}]", mask.row

@@ -48,6 +48,8 @@ def decode_plan(plan: pb.StepPlan, vocab_size: int) -> StepPlan:
         raise invalid("", f"a plan of {size} bytes, above {MAX_PLAN_BYTES}")
     num_decode_steps = plan.num_decode_steps or 1
     decode_rows = _ints("decode_rows", plan.decode_rows)
+    starts = [_decode_start(f"starts[{i}]", start) for i, start in enumerate(plan.starts)]
+    masks = [_decode_mask(f"masks[{i}]", mask, vocab_size) for i, mask in enumerate(plan.masks)]
     if plan.decode_row_steps:
         decode_row_steps = _ints("decode_row_steps", plan.decode_row_steps)
     else:
@@ -55,14 +57,14 @@ def decode_plan(plan: pb.StepPlan, vocab_size: int) -> StepPlan:
     return StepPlan(
         step_id=plan.step_id,
         release_rows=_ints("release_rows", plan.release_rows),
-        starts=tuple(_decode_start(f"starts[{i}]", start) for i, start in enumerate(plan.starts)),
+        starts=tuple(starts),
         new_block_rows=_ints("new_block_rows", plan.new_block_rows),
         new_block_ids=_ints("new_block_ids", plan.new_block_ids),
         prefills=tuple(Prefill(p.row, p.first_position, p.num_tokens, p.samples) for p in plan.prefills),
         decode_rows=decode_rows,
         decode_row_steps=decode_row_steps,
         num_decode_steps=num_decode_steps,
-        masks=tuple(_decode_mask(f"masks[{i}]", mask, vocab_size) for i, mask in enumerate(plan.masks)),
+        masks=tuple(masks),
     )
 
 

@@ -265,6 +265,7 @@ class Engine:
         self._times.add(report.timing, began - sent.time, sent.schedule_seconds + now - began)
         # The executor waits for plans, and streams for a millisecond more or less do not matter.
         self._send_plans()
+        self._core.settle()
         self._live.advance(outputs.sequence_ids)
         self._publish_outputs(outputs, report, began)
 

@@ -23,9 +23,11 @@ class CostModel:
         num_kv_tokens = sum(prefill.first_position + prefill.num_tokens for prefill in plan.prefills)
         times = []
         for sub_step in range(plan.num_decode_steps):
-            active = plan.decode_row_steps > sub_step
-            num_rows = int(active.sum())
-            num_read = num_rows * (sub_step + 1) + int(step.decode_positions[active].sum())
+            positions = step.decode_positions
+            if plan.num_decode_steps > 1:
+                positions = positions[plan.decode_row_steps > sub_step]
+            num_rows = len(positions)
+            num_read = num_rows * (sub_step + 1) + int(positions.sum()) if self.kv_token_ns else 0
             time_ns = self.step_ns
             time_ns += self.token_ns * (num_tokens + num_rows) + self.kv_token_ns * (num_kv_tokens + num_read)
             times.append(int(time_ns))

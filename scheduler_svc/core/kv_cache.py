@@ -3,8 +3,6 @@
 A cached block always has an entry in the prefix cache, and a block that is given out never has.
 """
 
-from collections.abc import Iterable
-
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.prefix_cache import TOKEN_BYTES, CacheEntry, PrefixCache
@@ -20,9 +18,11 @@ class KVCache:
         self.pool = BlockPool(num_blocks)
         self.prefixes = PrefixCache(limits.block_size, seed)
         self._enable_prefix_caching = enable_prefix_caching
+        self._filled: list[tuple[list[Sequence], list[int], bytes]] = []
 
     def find_hits(self, sequence: Sequence) -> list[CacheEntry]:
         """Entries for a prefix of a waiting sequence: all but its last token at the most, which must be computed."""
+        self.settle()
         if not self._enable_prefix_caching or sequence.owes_prompt_logprobs:
             return []
         max_blocks = (len(sequence.token_ids) - 1) // self._block_size
@@ -50,6 +50,7 @@ class KVCache:
 
     def close(self, sequence: Sequence) -> None:
         """Takes all blocks back, the deepest first, so that prefixes are evicted from their ends."""
+        self.settle()
         self.pool.release(reversed(sequence.block_table), self.prefixes.has_block)
         sequence.block_table = []
         sequence.last_entry = None
@@ -69,16 +70,23 @@ class KVCache:
                 made.append(entry)
         return made
 
-    def register_filled(self, filled: Iterable[tuple[Sequence, int]], tokens: bytes) -> None:
-        """Makes the entries of blocks that confirmed tokens have just filled: the last of each sequence's so many.
+    def note_filled(self, sequences: list[Sequence], num_blocks: list[int], tokens: bytes) -> None:
+        """Confirmed tokens have just filled the last of each sequence's so many blocks.
 
-        `tokens` is the little-endian int32 of these blocks, one behind the other.
+        `tokens` is the little-endian int32 of these blocks, one behind the other. Their entries are made by the next
+        `settle`: a step that is due is not made to wait for what only later ones look up.
         """
+        self._filled.append((sequences, num_blocks, tokens))
+
+    def settle(self) -> None:
+        """Makes the entries of the blocks noted as filled. What looks entries up or gives blocks back does it first."""
         size = self._block_size * TOKEN_BYTES
-        for number, (sequence, num_blocks) in enumerate(filled):
-            if sequence.num_registered_blocks == num_blocks - 1:
-                block_tokens = tokens[number * size : (number + 1) * size]
-                self._register_next(sequence, block_tokens, confirmed=True)
+        for sequences, num_blocks, tokens in self._filled:
+            for number, (sequence, count) in enumerate(zip(sequences, num_blocks, strict=True)):
+                if sequence.num_registered_blocks == count - 1:
+                    block_tokens = tokens[number * size : (number + 1) * size]
+                    self._register_next(sequence, block_tokens, confirmed=True)
+        self._filled.clear()
 
     def _register_next(self, sequence: Sequence, tokens: bytes, *, confirmed: bool) -> CacheEntry | None:
         """Makes or finds the entry of a sequence's first block that has none yet; None where there can be none."""
@@ -93,6 +101,7 @@ class KVCache:
 
     def drop(self, blocks: list[int]) -> None:
         """Forgets the prefixes of these blocks; sequences that hold them keep them."""
+        self.settle()
         for block in blocks:
             self.prefixes.forget(block)
             self.pool.uncache(block)

@@ -151,7 +151,7 @@ class Scheduler:
         num_known = table.confirm(good, good_tokens)
         finishes[sampled[num_known >= table.max_len[good]]] = Finish.LENGTH
         finishes[sampled[table.ended(good, good_tokens)]] = Finish.STOP
-        self._register_filled(good, num_known)
+        self._note_filled(good, num_known)
         ended = finishes.nonzero()[0]
         if len(ended):
             self._end(rows[ended], finishes[ended])
@@ -161,19 +161,17 @@ class Scheduler:
         self._state.counters.num_output_tokens += len(good)
         return StepOutputs(sequence_ids, token_ids, finishes, indices)
 
-    def _register_filled(self, rows: NDArray[np.intp], num_known: Int64Array) -> None:
-        """Enters in the prefix cache the blocks that rows, each knowing so many tokens now, have just filled."""
+    def _note_filled(self, rows: NDArray[np.intp], num_known: Int64Array) -> None:
+        """Tells the prefix cache of the blocks that rows, each knowing so many tokens now, have just filled."""
         # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
         num_computed = num_known - 1
         block_size = self._state.limits.block_size
         full = (num_computed % block_size == 0).nonzero()[0]
         if len(full):
             rows, num_computed = rows[full], num_computed[full]
-            sequences = map(self._state.rows.at, rows.tolist())
+            sequences = [self._state.rows.at(row) for row in rows.tolist()]
             tokens = self._state.rows.block_tokens(rows, num_computed)
-            self._state.cache.register_filled(
-                zip(sequences, (num_computed // block_size).tolist(), strict=True), tokens
-            )
+            self._state.cache.note_filled(sequences, (num_computed // block_size).tolist(), tokens)
 
     def _end(self, rows: NDArray[np.intp], finishes: NDArray[np.int8]) -> None:
         """Ends the sequences of rows, each in the way given."""
@@ -235,6 +233,10 @@ class Scheduler:
             if sequence.last_step > planned.step_id
         }
 
+    def settle(self) -> None:
+        """Does what the last results left to do: to be called when nothing waits for a plan, or never."""
+        self._state.cache.settle()
+
     def blame(self, step_id: int, rows: list[int]) -> list[int]:
         """Ids of the live sequences that an unanswered plan was made for on these rows; all its rows for none."""
         for planned in self._in_flight:
@@ -255,6 +257,7 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> int:
         """Forgets all cached prefixes; returns how many blocks had one. Running sequences keep their blocks."""
+        self._state.cache.settle()
         blocks = self._state.cache.prefixes.blocks()
         self._state.cache.drop(blocks)
         return len(blocks)
