@@ -4,11 +4,14 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from nanoserve_client.cli import main as nanoserve
+from scheduler_svc.__main__ import main as scheduler_main
+from scheduler_svc.scheduling_flags import SchedulingFlags, flag
 from scheduler_svc.simulate.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +54,12 @@ def test_the_same_arguments_print_the_same_object_and_flags_change_it(capsys: Ca
         ["--block-size=300"],
         ["--max-model-len=600"],
         ["--seed=1", "--no-enable-prefix-caching"],
+        ["--batching=static"],
+        ["--batching=naive"],
+        ["--batching=naive", "--no-kv-cache"],
+        ["--kv-allocation=contiguous", "--num-kv-blocks=1000"],
+        ["--max-plan-ms=200"],
+        ["--max-plan-ms=200", "--max-num-decode-steps=2"],
     ):
         other = report([*EXAMPLE, *flags], capsys)
         assert other["flags"] != first["flags"]
@@ -60,6 +69,30 @@ def test_the_same_arguments_print_the_same_object_and_flags_change_it(capsys: Ca
     chunked = report(tight, capsys)
     whole = report([*tight, "--no-enable-chunked-prefill"], capsys)
     assert whole["num_refused"] > chunked["num_refused"] == 0
+
+
+def test_every_flag_that_the_core_knows_is_the_schedulers_own(capsys: Capture) -> None:
+    """One definition for both commands: what is added for the service, the simulator takes."""
+    for command in (main, scheduler_main):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        told = capsys.readouterr().out
+        for entry in fields(SchedulingFlags):
+            assert flag(entry.name) in told
+
+
+def test_what_the_core_counts_is_told(capsys: Capture) -> None:
+    static = report([*EXAMPLE, "--batching=static"], capsys)
+    assert static["num_padded_tokens"] > 0
+    assert static["mean_padding_rows"] > 0
+    assert static["num_prefix_hit_tokens"] == static["prefix_hit_rate"] * static["num_prefix_query_tokens"]
+    paged = report(EXAMPLE, capsys)
+    assert paged["num_late_tokens"] > paged["num_padded_tokens"] == 0
+    contiguous = report([*EXAMPLE, "--kv-allocation=contiguous"], capsys)
+    assert contiguous["unused_slot_share"] > 0.5 > paged["unused_slot_share"] > 0
+    assert contiguous["mean_unused_slots"] > paged["mean_unused_slots"]
+    tight = report([*EXAMPLE, "--num-kv-blocks=120", "--max-model-len=1900"], capsys)
+    assert tight["num_preemptions"] > 0
 
 
 def test_a_public_trace_needs_a_rate_and_takes_a_tokenizer(tmp_path: Path, capsys: Capture) -> None:
@@ -102,6 +135,11 @@ def test_calibration_writes_a_profile_that_can_be_simulated(tmp_path: Path, caps
         ([*EXAMPLE, "--limit", "0"], "--limit: must be at least 1, got 0"),
         ([*EXAMPLE, "--num-kv-blocks", "1"], "--num-kv-blocks: must be at least 2, got 1"),
         ([*EXAMPLE, "--pipeline-depth", "0"], "--pipeline-depth: must be at least 1, got 0"),
+        (
+            [*EXAMPLE, "--batching", "bulk"],
+            "--batching: must be one of continuous, static, naive, got 'bulk'",
+        ),
+        ([*EXAMPLE, "--no-kv-cache"], "--no-kv-cache: is for --batching naive, not continuous"),
         ([*EXAMPLE, "--boundary-latency-ms", "nan"], "--boundary-latency-ms: must be finite"),
         ([*EXAMPLE, "--bogus"], "--bogus"),
     ],
