@@ -33,8 +33,7 @@ class SimulateConfig(SchedulingFlags):
     """What to simulate. ValueError, naming the flag, where a value is out of range."""
 
     executor_profile: Path
-    trace: Path | None = None
-    calibrate: Path | None = None
+    trace: Path
     trace_format: str | None = None
     """None: the trace's content tells."""
     model: str | None = None
@@ -54,8 +53,6 @@ class SimulateConfig(SchedulingFlags):
 
     def __post_init__(self) -> None:
         SchedulingFlags.__post_init__(self)
-        if (self.trace is None) == (self.calibrate is None):
-            raise ValueError("--trace: exactly one of --trace and --calibrate must be given")
         least = dict.fromkeys((*SIZES, "limit"), 1) | {"seed": 0, "num_kv_blocks": 2}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -95,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--trace", type=Path, metavar="F", help=_TRACE_HELP)
+    parser.add_argument("--trace", type=Path, required=True, metavar="F", help=_TRACE_HELP)
     parser.add_argument(
         "--trace-format",
         choices=FORMATS,
@@ -111,13 +108,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="outputs end by max_tokens, which the scheduler foresees (default: by an end token)",
     )
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
-    group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="STEPLOG",
-        help="write --executor-profile from measured steps: JSON lines of num_tokens, num_context_tokens, device_ns",
-    )
     _add_executor(parser)
     add_scheduling_flags(parser.add_argument_group("scheduling, as nanoserve-scheduler"))
     return parser

@@ -13,10 +13,13 @@ from nanoserve_client.cli import main as nanoserve
 from scheduler_svc.__main__ import main as scheduler_main
 from scheduler_svc.scheduling_flags import SchedulingFlags, flag
 from scheduler_svc.simulate.__main__ import main
+from scheduler_svc.simulate.calibrate_command import main as calibrate
+from scheduler_svc.simulate.profile import read_profile
 
 ROOT = Path(__file__).parents[3]
 TRACE = ROOT / "experiments" / "traces" / "example.jsonl"
-PROFILE = ROOT / "experiments" / "profiles" / "illustrative.json"
+PROFILES = ROOT / "experiments" / "profiles"
+PROFILE = PROFILES / "illustrative.json"
 EXAMPLE = ["--trace", str(TRACE), "--executor-profile", str(PROFILE), "--limit", "30", "--rate", "20"]
 Capture = pytest.CaptureFixture[str]
 
@@ -119,7 +122,7 @@ def test_calibration_writes_a_profile_that_can_be_simulated(tmp_path: Path, caps
         for tokens, context in steps
     ]
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert main(["--calibrate", str(log), "--executor-profile", str(profile)]) == 0
+    assert calibrate([f"--step-log={log}", f"--out={profile}"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["fixed_ns"], found["token_ns"], found["kv_token_ns"]) == pytest.approx((1e6, 300, 2))
     argv = ["--trace", str(TRACE), "--executor-profile", str(profile), "--limit=5"]
@@ -129,7 +132,7 @@ def test_calibration_writes_a_profile_that_can_be_simulated(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--executor-profile", "p"], "--trace: exactly one of --trace and --calibrate"),
+        (["--executor-profile", "p"], "--trace"),
         (["--trace", "t"], "--executor-profile"),
         ([*EXAMPLE, "--rate", "0"], "--rate: must be finite and above 0, got 0.0"),
         ([*EXAMPLE, "--limit", "0"], "--limit: must be at least 1, got 0"),
@@ -165,7 +168,7 @@ def test_the_nanoserve_command_passes_every_word_on(capfd: pytest.CaptureFixture
     assert nanoserve(["simulate", *EXAMPLE, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["num_requests"] == 30
     assert nanoserve(["simulate", "--help"]) == 0
-    assert "--calibrate STEPLOG" in capfd.readouterr().out
+    assert "--executor-profile F" in capfd.readouterr().out
     assert nanoserve(["simulate", "--bogus"]) == 2
     assert "nanoserve simulate: " in capfd.readouterr().err
 
@@ -174,6 +177,13 @@ def test_the_simulator_runs_without_torch() -> None:
     script = f"import sys; from scheduler_svc.simulate.__main__ import main; main({EXAMPLE!r}); "
     script += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_the_shipped_profiles_say_where_they_come_from() -> None:
+    sources = {path.stem: read_profile(path).source for path in PROFILES.iterdir()}
+    assert sources.pop("illustrative").startswith("illustrative, not measured")
+    assert sources
+    assert all(source.startswith("measured: ") for source in sources.values())
 
 
 def test_the_shipped_trace_is_what_its_script_makes() -> None:
