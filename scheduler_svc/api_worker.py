@@ -68,6 +68,8 @@ class EngineConnection:
 
     def _take(self, data: bytes) -> None:
         frame = decode_frame(pb.EngineFrame, data)
+        if frame.ping:
+            self._connection.send(pb.WorkerFrame().SerializeToString())
         for event in frame.events:
             self.frontend.receive(decode_event(event))
         if frame.stopping:

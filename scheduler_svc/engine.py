@@ -15,6 +15,7 @@ import structlog
 
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
+from scheduler_svc.core.pacing import decode_steps_within
 from scheduler_svc.core.request import Finish, RequestRefused
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, SequenceStart, Session, StepOutputs
@@ -234,10 +235,7 @@ class Engine:
 
     def _num_decode_steps(self) -> int:
         """Decode steps a plan: as many as keep all plans in flight within --max-plan-ms, which arrivals wait for."""
-        device_ms = self._times.device_ms()
-        if not device_ms:
-            return 1
-        return max(1, int(self._max_plan_ms / (self._config.pipeline_depth * device_ms)))
+        return decode_steps_within(self._max_plan_ms, self._config.pipeline_depth, self._times.device_ms())
 
     def _note_starts(self, starts: list[SequenceStart], now: float) -> None:
         started = []

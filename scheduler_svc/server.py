@@ -7,7 +7,6 @@ from typing import Protocol
 
 from scheduler_svc.admission import Admission
 from scheduler_svc.config import SchedulerConfig
-from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.engine import Engine, EngineExit, Inbox
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.frontend import cancel_task
@@ -16,9 +15,6 @@ from scheduler_svc.local_api import LocalApi
 from scheduler_svc.messages import Event
 from scheduler_svc.model import Model
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
-
-# What "as much as the executor allows" is, to a core that takes the smaller of both.
-_NO_TOKEN_LIMIT = 2**31 - 1
 
 
 class Api(Protocol):
@@ -65,7 +61,7 @@ class SchedulerServer:
         else:
             self.api = LocalApi(config.listen, model, self._inbox.put_nowait)
         self._engine = Engine(
-            _core_config(config),
+            config.core(hash_seed=secrets.randbits(64)),
             Admission(config.max_queue_size, config.max_queue_tokens),
             self._inbox,
             self._link,
@@ -109,17 +105,3 @@ class SchedulerServer:
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
         await asyncio.to_thread(self._link.close)
-
-
-def _core_config(config: SchedulerConfig) -> CoreConfig:
-    return CoreConfig(
-        max_num_batched_tokens=config.max_num_batched_tokens or _NO_TOKEN_LIMIT,
-        pipeline_depth=config.pipeline_depth,
-        enable_prefix_caching=config.enable_prefix_caching,
-        enable_chunked_prefill=config.enable_chunked_prefill,
-        priority_aging_seconds=config.priority_aging_seconds,
-        batching=config.batching,
-        kv_allocation=config.kv_allocation,
-        enable_kv_cache=config.kv_cache,
-        hash_seed=secrets.randbits(64),
-    )

@@ -1,4 +1,4 @@
-"""The API in worker processes: starts them, joins them to the engine, starts them again when they die.
+"""The API in worker processes: starts them, joins them to the engine, starts them again when they die or hang.
 
 Workers share the listening port; each holds one end of a socket pair. Nothing else joins them to this process: when
 either is killed, the kernel closes its end and tells the other.
@@ -14,10 +14,12 @@ from pathlib import Path
 import structlog
 
 from nanoserve.listening import reserve_port
+from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
 from scheduler_svc.api_server import READ_OUT_SECONDS
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import cancel_task
+from scheduler_svc.heartbeat import PING_SECONDS, Heartbeat
 from scheduler_svc.worker_hub import WorkerHub
 
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -26,6 +28,7 @@ _MAX_BACKOFF_SECONDS = 10.0
 _LASTING_SECONDS = 30.0
 # How much longer than its streams a worker may take to stop.
 _STOP_SECONDS = 3.0
+_PING = pb.EngineFrame(ping=True).SerializeToString()
 _log = structlog.get_logger()
 
 
@@ -42,8 +45,15 @@ class WorkerPool:
     """`num_workers` servers at one port. See Api in server.py."""
 
     def __init__(
-        self, address: str, num_workers: int, flags: WorkerFlags, send: Callable[[msg.Command], None]
+        self,
+        address: str,
+        num_workers: int,
+        flags: WorkerFlags,
+        send: Callable[[msg.Command], None],
+        *,
+        ping_seconds: float = PING_SECONDS,
     ) -> None:
+        self._ping_seconds = ping_seconds
         self._hub = WorkerHub(send)
         self.serving, self.receive, self.drain = self._hub.serving, self._hub.receive, self._hub.drain
         self._address, self._num_workers, self._flags = address, num_workers, flags
@@ -120,11 +130,20 @@ class WorkerPool:
                 ours.close()
                 raise
         self.processes[index] = process
-        connection = FrameConnection(lambda data: self._hub.take(number, data))
+
+        def take(data: bytes) -> None:
+            heartbeat.heard()
+            self._hub.take(number, data)
+
+        connection = FrameConnection(take)
+        heartbeat = Heartbeat(lambda: connection.send(_PING), self._ping_seconds)
         number = self._hub.connect(connection.send, lambda: self._note_listening(index))
         try:
             await connection.open(ours)
-            reason = await asyncio.shield(connection.lost)
+            silence = asyncio.ensure_future(heartbeat.silence())
+            await asyncio.wait([connection.lost, silence], return_when=asyncio.FIRST_COMPLETED)
+            reason = connection.lost.result() if connection.lost.done() else silence.result()
+            silence.cancel()
         finally:
             self._hub.disconnect(number)
             connection.close()

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
 
-from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from nanoserve.v1 import admin_pb2
 from nanoserve_client import requests, responses
 from nanoserve_client.connection import (
     DEFAULT_ADDRESS,
@@ -21,6 +20,7 @@ from nanoserve_client.connection import (
 )
 from nanoserve_client.errors import NanoserveError
 from nanoserve_client.events import CompletionBuilder
+from nanoserve_client.lanes import Lanes
 from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
 from nanoserve_client.results import Completion, Event, Load, ModelInfo
 
@@ -102,22 +102,14 @@ class AsyncClient:
         *,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
+        connections: int = 1,
     ) -> None:
         self.address = checked_address(address)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
-
-    # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        return grpc.aio.insecure_channel(self.address, options=channel_options())
-
-    @cached_property
-    def _inference(self) -> Any:
-        return inference_pb2_grpc.InferenceServiceStub(self._channel)
-
-    @cached_property
-    def _admin(self) -> Any:
-        return admin_pb2_grpc.AdminServiceStub(self._channel)
+        # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
+        self._lanes = Lanes(
+            lambda: grpc.aio.insecure_channel(address, options=channel_options()), connections
+        )
 
     def stream(
         self,
@@ -134,7 +126,7 @@ class AsyncClient:
 
         async def call() -> Any:
             await self._connector.connect_async(deadline)
-            return self._inference.Generate(request, timeout=deadline.remaining())
+            return self._lanes.generate(request, deadline.remaining())
 
         return AsyncStream(call, self._connector, CompletionBuilder.for_options(merged))
 
@@ -173,7 +165,7 @@ class AsyncClient:
     ) -> tuple[int, ...]:
         """Token ids of a text or a chat, as `generate` would make them."""
         request = requests.tokenize_request(prompt, template_options, add_generation_prompt, model)
-        return tuple((await self._unary(self._inference.Tokenize, request, timeout)).token_ids)
+        return tuple((await self._unary(self._lanes.first.inference.Tokenize, request, timeout)).token_ids)
 
     async def detokenize(
         self,
@@ -185,24 +177,24 @@ class AsyncClient:
     ) -> str:
         """Text of token ids; bytes that are no UTF-8 show as U+FFFD."""
         request = requests.detokenize_request(token_ids, skip_special_tokens, model)
-        text: str = (await self._unary(self._inference.Detokenize, request, timeout)).text
+        text: str = (await self._unary(self._lanes.first.inference.Detokenize, request, timeout)).text
         return text
 
     async def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """What is served: limits, defaults, fingerprints."""
         request = requests.get_model_request(model)
-        return responses.model_info(await self._unary(self._inference.GetModel, request, timeout))
+        return responses.model_info(await self._unary(self._lanes.first.inference.GetModel, request, timeout))
 
     async def get_load(self, *, timeout: float | None = None) -> Load:
         """The server's load of this moment."""
         request = admin_pb2.GetLoadRequest()
-        return responses.load(await self._unary(self._admin.GetLoad, request, timeout))
+        return responses.load(await self._unary(self._lanes.first.admin.GetLoad, request, timeout))
 
     async def close(self) -> None:
         """Closes the connection; streams still open end."""
         self._connector.close()
-        if "_channel" in vars(self):
-            await self._channel.close()
+        for channel in self._lanes.channels():
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

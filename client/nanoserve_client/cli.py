@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from nanoserve.flags import OneLineParser
-from nanoserve_client.commands import chat, generate, load, replay, serve, simulate, verify_recording
+from nanoserve_client.commands import (
+    calibrate,
+    chat,
+    generate,
+    load,
+    replay,
+    serve,
+    simulate,
+    verify_recording,
+)
 from nanoserve_client.errors import ConnectionFailed, NanoserveError, Unavailable
 
 _COMMANDS = {
@@ -18,6 +27,7 @@ _COMMANDS = {
     "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),
     "verify-recording": (verify_recording, "check a scheduler's recording without an executor"),
     "simulate": (simulate, "play a trace against the scheduler, in virtual time"),
+    "calibrate": (calibrate, "make an executor profile for simulate from a scheduler's recording"),
 }
 
 

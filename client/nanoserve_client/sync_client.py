@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from nanoserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
+from nanoserve.v1 import admin_pb2
 from nanoserve_client import requests, responses
 from nanoserve_client.connection import (
     DEFAULT_ADDRESS,
@@ -18,6 +18,7 @@ from nanoserve_client.connection import (
 )
 from nanoserve_client.errors import NanoserveError
 from nanoserve_client.events import CompletionBuilder
+from nanoserve_client.lanes import Lanes
 from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
 from nanoserve_client.results import Completion, Event, Load, ModelInfo
 
@@ -87,7 +88,8 @@ class Client:
 
     `address` is host:port or unix:PATH. A connection is made at the first call, within `connect_timeout` seconds;
     one that is refused raises ConnectionFailed at once, unless `wait_for_ready` says to try again until then. Every
-    `timeout` is the call's deadline in seconds, connecting included; None is no deadline.
+    `timeout` is the call's deadline in seconds, connecting included; None is no deadline. Generations are spread over
+    `connections`: one is enough unless the server has `--api-workers`, see docs/adr/0006-api-workers.md.
     """
 
     def __init__(
@@ -96,12 +98,11 @@ class Client:
         *,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
+        connections: int = 1,
     ) -> None:
         self.address = checked_address(address)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
-        self._channel = grpc.insecure_channel(address, options=channel_options())
-        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
-        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._lanes = Lanes(lambda: grpc.insecure_channel(address, options=channel_options()), connections)
 
     def stream(
         self,
@@ -118,7 +119,7 @@ class Client:
 
         def call() -> Any:
             self._connector.connect(deadline)
-            return self._inference.Generate(request, timeout=deadline.remaining())
+            return self._lanes.generate(request, deadline.remaining())
 
         return Stream(call, self._connector, CompletionBuilder.for_options(merged))
 
@@ -156,7 +157,7 @@ class Client:
     ) -> tuple[int, ...]:
         """Token ids of a text or a chat, as `generate` would make them."""
         request = requests.tokenize_request(prompt, template_options, add_generation_prompt, model)
-        return tuple(self._unary(self._inference.Tokenize, request, timeout).token_ids)
+        return tuple(self._unary(self._lanes.first.inference.Tokenize, request, timeout).token_ids)
 
     def detokenize(
         self,
@@ -168,22 +169,25 @@ class Client:
     ) -> str:
         """Text of token ids; bytes that are no UTF-8 show as U+FFFD."""
         request = requests.detokenize_request(token_ids, skip_special_tokens, model)
-        text: str = self._unary(self._inference.Detokenize, request, timeout).text
+        text: str = self._unary(self._lanes.first.inference.Detokenize, request, timeout).text
         return text
 
     def model_info(self, *, model: str = "", timeout: float | None = None) -> ModelInfo:
         """What is served: limits, defaults, fingerprints."""
         request = requests.get_model_request(model)
-        return responses.model_info(self._unary(self._inference.GetModel, request, timeout))
+        return responses.model_info(self._unary(self._lanes.first.inference.GetModel, request, timeout))
 
     def get_load(self, *, timeout: float | None = None) -> Load:
         """The server's load of this moment."""
-        return responses.load(self._unary(self._admin.GetLoad, admin_pb2.GetLoadRequest(), timeout))
+        return responses.load(
+            self._unary(self._lanes.first.admin.GetLoad, admin_pb2.GetLoadRequest(), timeout)
+        )
 
     def close(self) -> None:
         """Closes the connection; streams still open end."""
         self._connector.close()
-        self._channel.close()
+        for channel in self._lanes.channels():
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

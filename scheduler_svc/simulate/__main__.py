@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Any
 
 from nanoserve.checkpoint import CheckpointError, find_checkpoint
-from scheduler_svc.simulate.calibrate import calibrate, read_step_log
 from scheduler_svc.simulate.config import SimulateConfig, parse_config
-from scheduler_svc.simulate.profile import read_profile, write_profile
-from scheduler_svc.simulate.public_traces import Encode, read_text, read_trace
+from scheduler_svc.simulate.profile import read_profile
+from scheduler_svc.simulate.public_traces import Encode, read_trace
 from scheduler_svc.simulate.report import figures, table
 from scheduler_svc.simulate.run import simulate
 from scheduler_svc.simulate.simulator import Simulation
@@ -25,10 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, or 1 with one line on stderr. Wrong usage exits with 2."""
     config = parse_config(argv)
     try:
-        if config.calibrate is not None:
-            _calibrate(config.calibrate, config)
-        else:
-            _simulate(config)
+        _simulate(config)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout left; nothing may be flushed to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _simulate(config: SimulateConfig) -> None:
-    assert config.trace is not None
     profile = read_profile(config.executor_profile)
     trace = read_trace(config.trace, config.trace_format, limit=config.limit, encode=_encoder(config))
     began = time.perf_counter()
@@ -68,20 +62,6 @@ def _print_notes(trace: Trace, simulation: Simulation) -> None:
         print(f"{trace.num_skipped} entries of the trace are no requests and were skipped", file=sys.stderr)
     if simulation.refused:
         print(f"{len(simulation.refused)} refused, the first: {simulation.refused[0]}", file=sys.stderr)
-
-
-def _calibrate(step_log: Path, config: SimulateConfig) -> None:
-    result = calibrate(read_step_log(str(step_log), read_text(step_log).split("\n")))
-    profile = result.profile(f"calibrated from {step_log.name}")
-    write_profile(config.executor_profile, profile)
-    report: dict[str, Any] = asdict(result)
-    if not config.json:
-        print(
-            f"a step takes {profile.fixed_ms:.4g} ms, {profile.token_us:.4g} us more for each token computed and"
-        )
-        print(f"{profile.kv_token_ns:.4g} ns more for each KV position read; wrote {config.executor_profile}")
-        print(f"median error {result.median_error:.1%} over the {result.num_steps} steps themselves")
-    print(dumps(report))
 
 
 if __name__ == "__main__":

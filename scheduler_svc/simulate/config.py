@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoserve.flags import OneLineParser
-from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import Session
+from scheduler_svc.scheduling_flags import SchedulingFlags, add_scheduling_flags, flag
 from scheduler_svc.simulate.profile import SIZES, ExecutorProfile
 from scheduler_svc.simulate.public_traces import FORMATS
 
@@ -19,6 +19,7 @@ _DEFAULT_SIZES = {
     "max_num_seqs": 256,
     "max_model_len": 4096,
     "max_num_batched_tokens": 8192,
+    "max_num_decode_steps": 8,
 }
 _TRACE_HELP = (
     "what arrives when; natively JSON lines of arrival_seconds, num_prompt_tokens or prompt_token_ids,"
@@ -28,12 +29,11 @@ _PROFILE_HELP = "JSON: fixed_ms, token_us, kv_token_ns, and if wanted boundary_l
 
 
 @dataclass(frozen=True, slots=True)
-class SimulateConfig:
+class SimulateConfig(SchedulingFlags):
     """What to simulate. ValueError, naming the flag, where a value is out of range."""
 
     executor_profile: Path
-    trace: Path | None = None
-    calibrate: Path | None = None
+    trace: Path
     trace_format: str | None = None
     """None: the trace's content tells."""
     model: str | None = None
@@ -43,21 +43,17 @@ class SimulateConfig:
     seed: int = 0
     ignore_eos: bool = False
     json: bool = False
-    pipeline_depth: int = 2
-    enable_prefix_caching: bool = True
-    enable_chunked_prefill: bool = True
     boundary_latency_ms: float | None = None
     """This and the sizes, None: as in the profile."""
     num_kv_blocks: int | None = None
     block_size: int | None = None
     max_num_seqs: int | None = None
     max_model_len: int | None = None
-    max_num_batched_tokens: int | None = None
+    max_num_decode_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.trace is None) == (self.calibrate is None):
-            raise ValueError("--trace: exactly one of --trace and --calibrate must be given")
-        least = dict.fromkeys((*SIZES, "pipeline_depth", "limit"), 1) | {"seed": 0, "num_kv_blocks": 2}
+        SchedulingFlags.__post_init__(self)
+        least = dict.fromkeys((*SIZES, "limit"), 1) | {"seed": 0, "num_kv_blocks": 2}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -82,16 +78,8 @@ class SimulateConfig:
             max_model_len=sizes["max_model_len"],
             max_num_batched_tokens=sizes["max_num_batched_tokens"],
             vocab_size=vocab_size,
+            max_num_decode_steps=sizes["max_num_decode_steps"],
             max_plans_in_flight=self.pipeline_depth,
-        )
-
-    def core(self, session: Session) -> CoreConfig:
-        """How the core schedules: a flag of `nanoserve-scheduler` that the simulator takes is passed on here."""
-        return CoreConfig(
-            max_num_batched_tokens=session.max_num_batched_tokens,
-            pipeline_depth=self.pipeline_depth,
-            enable_prefix_caching=self.enable_prefix_caching,
-            enable_chunked_prefill=self.enable_chunked_prefill,
         )
 
 
@@ -104,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--trace", type=Path, metavar="F", help=_TRACE_HELP)
+    parser.add_argument("--trace", type=Path, required=True, metavar="F", help=_TRACE_HELP)
     parser.add_argument(
         "--trace-format",
         choices=FORMATS,
@@ -120,15 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="outputs end by max_tokens, which the scheduler foresees (default: by an end token)",
     )
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
-    group = parser.add_argument_group("calibration")
-    group.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="STEPLOG",
-        help="write --executor-profile from measured steps: JSON lines of num_tokens, num_context_tokens, device_ns",
-    )
     _add_executor(parser)
-    _add_scheduling(parser)
+    add_scheduling_flags(parser.add_argument_group("scheduling, as nanoserve-scheduler"))
     return parser
 
 
@@ -139,15 +120,8 @@ def _add_executor(parser: argparse.ArgumentParser) -> None:
         "--boundary-latency-ms", type=float, metavar="X", help="each way (default: the profile's)"
     )
     for name, default in _DEFAULT_SIZES.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"default {default}")
-
-
-def _add_scheduling(parser: argparse.ArgumentParser) -> None:
-    """Flags of `nanoserve-scheduler`: those that change what the core does."""
-    group = parser.add_argument_group("scheduling, see nanoserve-scheduler --help")
-    group.add_argument("--pipeline-depth", type=int, metavar="N", help="most plans in flight (default 2)")
-    for name in ("enable_prefix_caching", "enable_chunked_prefill"):
-        group.add_argument(f"--no-{name.replace('_', '-')}", dest=name, action="store_false")
+        if name != "max_num_batched_tokens":  # a flag of the scheduler too
+            group.add_argument(flag(name), type=int, metavar="N", help=f"default {default}")
 
 
 def parse_config(argv: Sequence[str] | None = None) -> SimulateConfig:

@@ -4,7 +4,8 @@
     token_us              each token computed                                                        required
     kv_token_ns           each KV position that attention reads: a row reads its own once a pass     required
     boundary_latency_ms   from scheduler to executor, and the same back                              default 0
-    num_kv_blocks, block_size, max_num_seqs, max_model_len, max_num_batched_tokens                   optional
+    num_kv_blocks, block_size, max_num_seqs, max_model_len, max_num_batched_tokens,
+    max_num_decode_steps                                                                             optional
     source                where the figures come from, for people                                    default ""
 
 The sizes are those of `nanoserve-executor`; the flags of the same names come before them.
@@ -18,7 +19,14 @@ from executor_svc.virtual import CostModel
 from scheduler_svc.simulate.public_traces import read_text
 from scheduler_svc.simulate.trace import FieldReader
 
-SIZES = ("num_kv_blocks", "block_size", "max_num_seqs", "max_model_len", "max_num_batched_tokens")
+SIZES = (
+    "num_kv_blocks",
+    "block_size",
+    "max_num_seqs",
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_decode_steps",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class ExecutorProfile:
     max_num_seqs: int | None = None
     max_model_len: int | None = None
     max_num_batched_tokens: int | None = None
+    max_num_decode_steps: int | None = None
     source: str = ""
 
     @property

@@ -50,14 +50,22 @@ def figures(simulation: Simulation) -> dict[str, Any]:
         "prompt_tokens_per_second": _share(int(simulation.num_prompt_tokens.sum()), seconds),
         "num_output_tokens": num_output,
         "num_late_tokens": stats.num_late_tokens,
+        "num_padded_tokens": stats.num_padded_tokens,
         "num_preemptions": stats.num_preemptions,
+        "num_prefix_query_tokens": stats.num_prefix_query_tokens,
+        "num_prefix_hit_tokens": stats.num_prefix_hit_tokens,
         "prefix_hit_rate": _share(stats.num_prefix_hit_tokens, stats.num_prefix_query_tokens),
         "num_steps": stats.num_steps,
         "device_idle_share": _share(duration_ns - simulation.device_busy_ns, duration_ns),
         "no_request_share": _share(occupancy.empty_ns, duration_ns),
         "mean_running": _share(occupancy.running_ns, duration_ns),
         "mean_waiting": _share(occupancy.waiting_ns, duration_ns),
+        "mean_padding_rows": _share(occupancy.padding_ns, duration_ns),
         "mean_held_block_share": _share(occupancy.held_block_ns, duration_ns * stats.num_total_blocks),
+        "mean_unused_slots": _share(occupancy.unused_slot_ns, duration_ns),
+        "unused_slot_share": _share(
+            occupancy.unused_slot_ns, occupancy.held_block_ns * simulation.block_size
+        ),
     }
 
 
@@ -94,11 +102,12 @@ def table(report: dict[str, Any]) -> str:
         f" on average {running} running, {waiting} waiting",
         "preemptions": f"{report['num_preemptions']:,}",
         "prefix hits": f"{_text(report['prefix_hit_rate'], '.1%')} of the prompt tokens looked up",
-        "blocks held": f"{_text(report['mean_held_block_share'], '.1%')} on average",
+        "blocks held": f"{_text(report['mean_held_block_share'], '.1%')} on average,"
+        f" {_text(report['unused_slot_share'], '.1%')} of their slots unused",
         "device idle": f"{_text(report['device_idle_share'], '.1%')} of the time;"
         f" no request was there for {_text(report['no_request_share'], '.1%')}",
         "steps": f"{report['num_steps']:,} in {report['duration_seconds']:,.1f} s of virtual time;"
-        f" {report['num_late_tokens']:,} tokens were computed past an end",
+        f" {report['num_late_tokens']:,} tokens were late, {report['num_padded_tokens']:,} padding",
     }
     return "\n".join([*lines, *(f"{label:<12}  {text}" for label, text in rows.items())])
 

@@ -15,12 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scheduler_svc.core.pacing import decode_steps_within
 from scheduler_svc.core.request import Int32Array, Int64Array, Request, RequestRefused
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.stats import Stats
 from scheduler_svc.core.step import Session, StepOutputs, StepResult
+from scheduler_svc.load import StepTimes
 from scheduler_svc.simulate.device import VirtualDevice
 from scheduler_svc.simulate.plans import to_executor, to_result
+from scheduler_svc.wire import StepTiming
 
 
 class Arrival(NamedTuple):
@@ -35,6 +38,7 @@ class _Answer(NamedTuple):
 
     time_ns: int
     result: StepResult
+    device_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class Occupancy:
     """Of the waiting ones."""
     held_block_ns: int = 0
     """Of the blocks that sequences hold."""
+    unused_slot_ns: int = 0
+    """Of the token slots of those blocks with no KV in them, nor any planned."""
+    padding_ns: int = 0
+    """Of the rows that a static batch keeps after their sequence ended."""
     empty_ns: int = 0
     """Time without any request."""
 
@@ -57,6 +65,8 @@ class Occupancy:
             self.running_ns + stats.num_running * duration_ns,
             self.waiting_ns + stats.num_waiting * duration_ns,
             self.held_block_ns + stats.num_held_blocks * duration_ns,
+            self.unused_slot_ns + stats.num_unused_slots * duration_ns,
+            self.padding_ns + stats.num_padding * duration_ns,
             self.empty_ns + is_empty * duration_ns,
         )
 
@@ -80,6 +90,7 @@ class Simulation:
     duration_ns: int
     """From the first arrival to the last event."""
     device_busy_ns: int
+    block_size: int
     occupancy: Occupancy
     stats: Stats
     """Of the core, at the end."""
@@ -89,12 +100,20 @@ class Simulator:
     """A core, a device, and what is between them. Good for one `run`."""
 
     def __init__(
-        self, config: CoreConfig, session: Session, device: VirtualDevice, *, boundary_latency_ns: int = 0
+        self,
+        config: CoreConfig,
+        session: Session,
+        device: VirtualDevice,
+        *,
+        boundary_latency_ns: int = 0,
+        max_plan_ms: float = 0.0,
     ) -> None:
         """ValueError, naming the flag, where the core cannot work with the session."""
         self._core = Scheduler(config, session)
-        self._device = device
+        self._device, self._block_size = device, session.block_size
         self._latency_ns = boundary_latency_ns
+        self._max_plan_ms, self._pipeline_depth = max_plan_ms, config.pipeline_depth
+        self._times = StepTimes()
         self._now_ns = 0
         self._answers: deque[_Answer] = deque()
         self._occupancy = Occupancy()
@@ -109,9 +128,7 @@ class Simulator:
             heads = [queue[0].time_ns for queue in (to_come, self._answers) if queue]
             self._advance(min(heads))
             while self._answers and self._answers[0].time_ns == self._now_ns:
-                self._token_batches.append(
-                    (self._now_ns, self._core.update(self._answers.popleft().result, self._now_seconds))
-                )
+                self._take(self._answers.popleft())
             while to_come and to_come[0].time_ns == self._now_ns:
                 self._add(to_come.popleft())
             self._send_plans()
@@ -136,14 +153,19 @@ class Simulator:
         else:
             self._accepted.append(arrival)
 
+    def _take(self, answer: _Answer) -> None:
+        self._token_batches.append((self._now_ns, self._core.update(answer.result, self._now_seconds)))
+        self._times.add(StepTiming(0, 0, answer.device_ns, 0), 0.0, 0.0)
+
     def _send_plans(self) -> None:
         """Sends all the plans that the core will make now: the one place that asks it for them."""
-        while (plan := self._core.schedule(self._now_seconds)) is not None:
+        num_steps = decode_steps_within(self._max_plan_ms, self._pipeline_depth, self._times.device_ms())
+        while (plan := self._core.schedule(self._now_seconds, num_steps)) is not None:
             outputs = self._device.run(to_executor(plan), self._now_ns + self._latency_ns)
             for sub_step, (end_ns, output) in enumerate(outputs):
                 last = sub_step == len(outputs) - 1
                 result = to_result(plan.step_id, sub_step, last, output)
-                self._answers.append(_Answer(end_ns + self._latency_ns, result))
+                self._answers.append(_Answer(end_ns + self._latency_ns, result, output.device_ns))
 
     def _finish(self, stats: Stats) -> Simulation:
         # Sequences are numbered from 1 in the order in which they were accepted; a stable sort keeps each one's order.
@@ -166,6 +188,7 @@ class Simulator:
             refused=tuple(self._refused),
             duration_ns=self._now_ns,
             device_busy_ns=self._device.busy_ns,
+            block_size=self._block_size,
             occupancy=self._occupancy,
             stats=stats,
         )

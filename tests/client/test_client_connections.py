@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,3 +134,96 @@ def test_a_client_finds_its_server_again_after_a_restart(tmp_path: Path) -> None
 def test_an_address_is_checked(kind: str, address: Any) -> None:
     with pytest.raises(ns.InvalidRequest, match=r"^address: "):
         call(kind, address, "get_load")
+
+
+class PeerServicer(fake_server.FakeServicer):
+    """Notes from which connection each generation comes, and lets all of them go on only when told."""
+
+    def __init__(self) -> None:
+        super().__init__(fake_server.echo)
+        self.peers: list[str] = []
+        self.go_on = threading.Event()
+
+    def Generate(self, request: Any, context: Any) -> Iterator[Any]:
+        self.peers.append(context.peer())
+        assert self.go_on.wait(20)
+        yield from super().Generate(request, context)
+
+
+@pytest.mark.parametrize(
+    ("connections", "num_streams", "expected"), [(1, 6, [6]), (3, 6, [2, 2, 2]), (8, 2, [1, 1])]
+)
+@KINDS
+def test_streams_at_once_are_spread_evenly_over_the_connections(
+    kind: str, connections: int, num_streams: int, expected: list[int]
+) -> None:
+    servicer = PeerServicer()
+
+    def arrived() -> bool:
+        if len(servicer.peers) == num_streams:
+            servicer.go_on.set()
+        return servicer.go_on.is_set()
+
+    async def generate_async(address: str) -> None:
+        async with ns.AsyncClient(address, connections=connections) as client:
+            tasks = [asyncio.ensure_future(client.generate("hi")) for _ in range(num_streams)]
+            while not arrived():  # noqa: ASYNC110 (the server is in another thread)
+                await asyncio.sleep(0.005)
+            assert [task.text for task in await asyncio.gather(*tasks)] == ["hi"] * num_streams
+
+    def generate(address: str) -> None:
+        with ns.Client(address, connections=connections) as client, ThreadPoolExecutor(num_streams) as pool:
+            texts = pool.map(lambda _: client.generate("hi").text, range(num_streams))
+            while not arrived():
+                time.sleep(0.005)
+            assert list(texts) == ["hi"] * num_streams
+
+    with fake_server.running(servicer) as address:
+        if kind == "sync":
+            generate(address)
+        else:
+            asyncio.run(generate_async(address))
+    assert sorted(Counter(servicer.peers).values()) == expected
+
+
+@KINDS
+def test_one_call_at_a_time_takes_one_connection_however_it_ends(kind: str) -> None:
+    servicer = PeerServicer()
+    servicer.go_on.set()
+
+    async def use_async(address: str) -> None:
+        async with ns.AsyncClient(address, connections=4) as client:
+            for _ in range(3):
+                await client.generate("hi")
+                async with client.stream("hi") as stream:
+                    await anext(stream)
+                stream.close()
+                await settled(client)
+
+    async def settled(client: Any) -> None:
+        async with asyncio.timeout(20):
+            while any(lane.num_streams for lane in client._lanes._lanes):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    def use(address: str) -> None:
+        with ns.Client(address, connections=4) as client:
+            for _ in range(3):
+                client.generate("hi")
+                with client.stream("hi") as stream:
+                    next(stream)
+                asyncio.run(settled(client))
+
+    with fake_server.running(servicer) as address:
+        if kind == "sync":
+            use(address)
+        else:
+            asyncio.run(use_async(address))
+    assert len(set(servicer.peers)) == 1
+    assert len(servicer.peers) == 6
+
+
+@KINDS
+@pytest.mark.parametrize("connections", [0, 257, -1, True, 1.5, "4"])
+def test_the_number_of_connections_is_bounded(kind: str, connections: Any, address: str) -> None:
+    with pytest.raises(ns.InvalidRequest, match=r"^connections: must be in \[1, 256\]"):
+        call(kind, address, "get_load", connect={"connections": connections})

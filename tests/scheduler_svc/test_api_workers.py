@@ -14,6 +14,7 @@ from scheduler_harness import MODEL, Executor, Service, generate_request, refuse
 from test_scheduler_process import scheduler, start_stream, virtual_executor
 
 from nanoserve.address import CHANNEL_OPTIONS
+from nanoserve.checkpoint import demo_checkpoint
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
@@ -83,6 +84,24 @@ def test_a_killed_worker_breaks_its_own_streams_and_is_started_again(tmp_path: P
             assert (
                 load.num_output_tokens < (len(whole) + 1 + len(broken) // 2) * NUM_TOKENS + len(broken) * 60
             )
+
+    run(test)
+
+
+def test_a_worker_that_hangs_is_killed_and_started_again(tmp_path: Path):
+    """Idle, so that nothing is unread. Short pings, so the other worker may be taken for dead too on a busy machine."""
+
+    async def test() -> None:
+        flags = WorkerFlags(demo_checkpoint(), "demo", "info")
+        pool = WorkerPool("127.0.0.1:0", 2, flags, lambda command: None, ping_seconds=0.1)
+        await pool.start()
+        victim = pool.processes[0]
+        os.kill(victim.pid, signal.SIGSTOP)
+        async with asyncio.timeout(50):
+            assert await victim.wait() == -signal.SIGKILL
+            while pool.processes.get(0) in (None, victim) or len(pool.listening) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await pool.stop()
 
     run(test)
 

@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 
 SIMULATE_COMMAND = (sys.executable, "-P", "-m", "scheduler_svc.simulate")
 
@@ -15,4 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the simulator; its exit status."""
-    return subprocess.run([*SIMULATE_COMMAND, *arguments.words], check=False).returncode
+    return run_words(SIMULATE_COMMAND, arguments)
+
+
+def run_words(command: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Runs a command with the words that add_arguments took; its exit status."""
+    return subprocess.run([*command, *arguments.words], check=False).returncode

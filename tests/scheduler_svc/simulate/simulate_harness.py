@@ -40,6 +40,8 @@ def play(
     cost: CostModel = COST,
     seed: int = 0,
     caching: bool = True,
+    max_plan_ms: float = 0.0,
+    priority_aging_seconds: float | None = None,
     **session_changes,
 ) -> tuple[Simulation, Workload]:
     """Simulates requests that are in order of arrival."""
@@ -47,7 +49,12 @@ def play(
     longest = min(session.max_model_len, (session.num_blocks - 1) * session.block_size + 1)
     workload = make_workload(requests, seed, longest, slack)
     session = replace(session, vocab_size=workload.model.vocab_size)
-    config = CoreConfig(session.max_num_batched_tokens, pipeline_depth=depth, enable_prefix_caching=caching)
+    config = CoreConfig(
+        session.max_num_batched_tokens,
+        pipeline_depth=depth,
+        enable_prefix_caching=caching,
+        priority_aging_seconds=priority_aging_seconds,
+    )
     device = VirtualDevice(to_limits(session), cost, workload.model, checked=True)
-    simulator = Simulator(config, session, device, boundary_latency_ns=latency_ns)
+    simulator = Simulator(config, session, device, boundary_latency_ns=latency_ns, max_plan_ms=max_plan_ms)
     return simulator.run(workload.arrivals), workload

@@ -4,16 +4,22 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from nanoserve_client.cli import main as nanoserve
+from scheduler_svc.__main__ import main as scheduler_main
+from scheduler_svc.scheduling_flags import SchedulingFlags, flag
 from scheduler_svc.simulate.__main__ import main
+from scheduler_svc.simulate.calibrate_command import main as calibrate
+from scheduler_svc.simulate.profile import read_profile
 
 ROOT = Path(__file__).parents[3]
 TRACE = ROOT / "experiments" / "traces" / "example.jsonl"
-PROFILE = ROOT / "experiments" / "profiles" / "illustrative.json"
+PROFILES = ROOT / "experiments" / "profiles"
+PROFILE = PROFILES / "illustrative.json"
 EXAMPLE = ["--trace", str(TRACE), "--executor-profile", str(PROFILE), "--limit", "30", "--rate", "20"]
 Capture = pytest.CaptureFixture[str]
 
@@ -51,6 +57,12 @@ def test_the_same_arguments_print_the_same_object_and_flags_change_it(capsys: Ca
         ["--block-size=300"],
         ["--max-model-len=600"],
         ["--seed=1", "--no-enable-prefix-caching"],
+        ["--batching=static"],
+        ["--batching=naive"],
+        ["--batching=naive", "--no-kv-cache"],
+        ["--kv-allocation=contiguous", "--num-kv-blocks=1000"],
+        ["--max-plan-ms=200"],
+        ["--max-plan-ms=200", "--max-num-decode-steps=2"],
     ):
         other = report([*EXAMPLE, *flags], capsys)
         assert other["flags"] != first["flags"]
@@ -60,6 +72,30 @@ def test_the_same_arguments_print_the_same_object_and_flags_change_it(capsys: Ca
     chunked = report(tight, capsys)
     whole = report([*tight, "--no-enable-chunked-prefill"], capsys)
     assert whole["num_refused"] > chunked["num_refused"] == 0
+
+
+def test_every_flag_that_the_core_knows_is_the_schedulers_own(capsys: Capture) -> None:
+    """One definition for both commands: what is added for the service, the simulator takes."""
+    for command in (main, scheduler_main):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        told = capsys.readouterr().out
+        for entry in fields(SchedulingFlags):
+            assert flag(entry.name) in told
+
+
+def test_what_the_core_counts_is_told(capsys: Capture) -> None:
+    static = report([*EXAMPLE, "--batching=static"], capsys)
+    assert static["num_padded_tokens"] > 0
+    assert static["mean_padding_rows"] > 0
+    assert static["num_prefix_hit_tokens"] == static["prefix_hit_rate"] * static["num_prefix_query_tokens"]
+    paged = report(EXAMPLE, capsys)
+    assert paged["num_late_tokens"] > paged["num_padded_tokens"] == 0
+    contiguous = report([*EXAMPLE, "--kv-allocation=contiguous"], capsys)
+    assert contiguous["unused_slot_share"] > 0.5 > paged["unused_slot_share"] > 0
+    assert contiguous["mean_unused_slots"] > paged["mean_unused_slots"]
+    tight = report([*EXAMPLE, "--num-kv-blocks=120", "--max-model-len=1900"], capsys)
+    assert tight["num_preemptions"] > 0
 
 
 def test_a_public_trace_needs_a_rate_and_takes_a_tokenizer(tmp_path: Path, capsys: Capture) -> None:
@@ -86,7 +122,7 @@ def test_calibration_writes_a_profile_that_can_be_simulated(tmp_path: Path, caps
         for tokens, context in steps
     ]
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert main(["--calibrate", str(log), "--executor-profile", str(profile)]) == 0
+    assert calibrate([f"--step-log={log}", f"--out={profile}"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["fixed_ns"], found["token_ns"], found["kv_token_ns"]) == pytest.approx((1e6, 300, 2))
     argv = ["--trace", str(TRACE), "--executor-profile", str(profile), "--limit=5"]
@@ -96,12 +132,17 @@ def test_calibration_writes_a_profile_that_can_be_simulated(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--executor-profile", "p"], "--trace: exactly one of --trace and --calibrate"),
+        (["--executor-profile", "p"], "--trace"),
         (["--trace", "t"], "--executor-profile"),
         ([*EXAMPLE, "--rate", "0"], "--rate: must be finite and above 0, got 0.0"),
         ([*EXAMPLE, "--limit", "0"], "--limit: must be at least 1, got 0"),
         ([*EXAMPLE, "--num-kv-blocks", "1"], "--num-kv-blocks: must be at least 2, got 1"),
         ([*EXAMPLE, "--pipeline-depth", "0"], "--pipeline-depth: must be at least 1, got 0"),
+        (
+            [*EXAMPLE, "--batching", "bulk"],
+            "--batching: must be one of continuous, static, naive, got 'bulk'",
+        ),
+        ([*EXAMPLE, "--no-kv-cache"], "--no-kv-cache: is for --batching naive, not continuous"),
         ([*EXAMPLE, "--boundary-latency-ms", "nan"], "--boundary-latency-ms: must be finite"),
         ([*EXAMPLE, "--bogus"], "--bogus"),
     ],
@@ -127,7 +168,7 @@ def test_the_nanoserve_command_passes_every_word_on(capfd: pytest.CaptureFixture
     assert nanoserve(["simulate", *EXAMPLE, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["num_requests"] == 30
     assert nanoserve(["simulate", "--help"]) == 0
-    assert "--calibrate STEPLOG" in capfd.readouterr().out
+    assert "--executor-profile F" in capfd.readouterr().out
     assert nanoserve(["simulate", "--bogus"]) == 2
     assert "nanoserve simulate: " in capfd.readouterr().err
 
@@ -136,6 +177,13 @@ def test_the_simulator_runs_without_torch() -> None:
     script = f"import sys; from scheduler_svc.simulate.__main__ import main; main({EXAMPLE!r}); "
     script += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_the_shipped_profiles_say_where_they_come_from() -> None:
+    sources = {path.stem: read_profile(path).source for path in PROFILES.iterdir()}
+    assert sources.pop("illustrative").startswith("illustrative, not measured")
+    assert sources
+    assert all(source.startswith("measured: ") for source in sources.values())
 
 
 def test_the_shipped_trace_is_what_its_script_makes() -> None:

@@ -163,6 +163,26 @@ def test_depth_2_is_never_slower_where_depth_changes_no_plan(
     assert two.duration_ns < one.duration_ns or one.stats.num_steps == 1
 
 
+def test_several_decode_steps_a_plan_cost_one_round_trip_and_stay_within_max_plan_ms() -> None:
+    latency, prompt, output = 250 * US, 20, 17
+    requests = [TraceRequest(0.0, prompt, output)]
+    single, _ = play(requests, latency_ns=latency, max_num_decode_steps=8, max_plan_ms=0.0)
+    several, _ = play(requests, latency_ns=latency, max_num_decode_steps=8, max_plan_ms=17.0)
+    assert single.token_ids.tolist() == several.token_ids.tolist()
+    # A step takes just over 4 ms, so four fit into 17: sixteen steps behind the prefill are four plans.
+    assert (single.stats.num_steps, several.stats.num_steps) == (17, 5)
+    assert single.duration_ns - several.duration_ns == 12 * 2 * latency
+
+
+def test_aging_lets_a_low_class_pass_later_arrivals_of_a_higher_one() -> None:
+    requests = [TraceRequest(0.0, 4, 2, priority=1), TraceRequest(0.001, 4, 2)]
+    requests += [TraceRequest(0.002 + 0.004 * index, 4, 2, priority=1) for index in range(20)]
+    strict, _ = play(requests, max_num_seqs=1)
+    aging, _ = play(requests, max_num_seqs=1, priority_aging_seconds=0.02)
+    low = [latencies(simulation)["ttft_ms"][1] for simulation in (strict, aging)]
+    assert low[1] < low[0] / 2
+
+
 def test_a_cache_too_small_for_all_preempts_and_a_larger_one_is_faster() -> None:
     requests = [TraceRequest(0.0, 30, 40) for _ in range(8)]
     small, _ = play(requests, num_blocks=40)

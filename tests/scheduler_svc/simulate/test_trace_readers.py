@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from scheduler_svc.simulate.profile import ExecutorProfile, read_profile, write_profile
+from scheduler_svc.simulate.profile import SIZES, ExecutorProfile, read_profile, write_profile
 from scheduler_svc.simulate.public_traces import guess_format, read_azure, read_sharegpt, read_trace
 from scheduler_svc.simulate.trace import TraceError, TraceRequest, read_jsonl, to_line
 
@@ -202,7 +202,7 @@ def test_a_file_that_is_missing_or_empty_or_no_text_is_named(tmp_path: Path) -> 
     st.builds(
         ExecutorProfile,
         *[st.floats(0, 1e6)] * 4,
-        *[st.none() | counts] * 5,
+        *[st.none() | counts] * len(SIZES),
         st.text(st.characters(exclude_categories=["Cs"])),
     )
 )

@@ -16,12 +16,14 @@ class WorkerFrame(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., listening: bool = ...) -> None: ...
 
 class EngineFrame(_message.Message):
-    __slots__ = ("events", "stopping")
+    __slots__ = ("events", "stopping", "ping")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Event]
     stopping: bool
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., stopping: bool = ...) -> None: ...
+    ping: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., stopping: bool = ..., ping: bool = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("key", "submit", "abort", "load_query", "reset_prefix_cache", "drain")
