@@ -1,7 +1,8 @@
-"""The engine: one task that drains commands, plans, sends, and takes results in. It waits for nothing but its inbox.
+"""The engine: drains commands, plans, sends, and takes results in. It waits for nothing but its inbox.
 
-Everything that concerns it comes through one queue, in order: commands of the API, events of the executor link. After
-each turn it sends as many plans as the core will make, so that the executor has work queued while results travel.
+Commands of the API come through a queue, all that have come together before the plan that they make possible. Events
+of the executor link are taken in where they arrive: the executor's next plan waits for them. After either the engine
+sends as many plans as the core will make, so that the executor has work queued while results travel.
 """
 
 import asyncio
@@ -61,7 +62,12 @@ class _Sent:
     schedule_seconds: float
 
 
-Inbox = asyncio.Queue[msg.Command | LinkEvent | DrainTimeout]
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """There is nothing more to wait for; the engine sends this to itself."""
+
+
+Inbox = asyncio.Queue[msg.Command | DrainTimeout | _Stop]
 
 
 class Engine:
@@ -94,31 +100,40 @@ class Engine:
 
     async def run(self) -> EngineExit:
         """Runs until the link has stopped for good or a bug shows; all live requests have an end then."""
-        link = asyncio.ensure_future(self._link.run())
+        link = asyncio.ensure_future(self._link.run(self.take))
         self._publish(self._state)
         try:
             while self._exit is None:
-                self._handle(await self._inbox.get())
-                for _ in range(self._inbox.qsize()):
-                    self._handle(self._inbox.get_nowait())
-                self._send_plans()
-                self._answer_drains()
-        except Exception:
-            problem = internal_problem("the engine failed")
-            self._fail_all(problem)
-            self._exit = EngineExit(problem.description, is_failure=True)
+                items = [await self._inbox.get()]
+                items += [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+                self._turn(self._handle_command, items)
         finally:
             link.cancel()
         self._admission.has_executor = False
         self._publish_state()
         return self._exit
 
-    def _handle(self, item: msg.Command | LinkEvent | DrainTimeout) -> None:
+    def take(self, event: LinkEvent) -> None:
+        """Takes in an event of the link."""
+        if self._exit is None:
+            self._turn(self._handle_link, [event])
+            if self._exit is not None:
+                self._inbox.put_nowait(_Stop())
+
+    def _turn(self, handle: Callable[[Any], None], items: list[Any]) -> None:
+        """Handles what has come, and does what that makes possible. A bug ends the engine."""
+        try:
+            for item in items:
+                handle(item)
+            self._send_plans()
+            self._answer_drains()
+        except Exception:
+            problem = internal_problem("the engine failed")
+            self._fail_all(problem)
+            self._exit = EngineExit(problem.description, is_failure=True)
+
+    def _handle_command(self, item: msg.Command | DrainTimeout | _Stop) -> None:
         match item:
-            case StepReport():
-                self._take_result(item)
-            case StepFailed():
-                self._take_failure(item)
             case msg.Submit():
                 self._submit(item)
             case msg.Abort():
@@ -132,8 +147,6 @@ class Engine:
                 self._drain(item)
             case DrainTimeout():
                 self._give_up_all()
-            case _:
-                self._handle_link(item)
 
     # Requests
 
@@ -309,6 +322,10 @@ class Engine:
 
     def _handle_link(self, event: LinkEvent) -> None:
         match event:
+            case StepReport():
+                self._take_result(event)
+            case StepFailed():
+                self._take_failure(event)
             case SessionOpened():
                 self._open(event)
             case SessionLost():

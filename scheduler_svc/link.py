@@ -1,7 +1,7 @@
 """The link to the executor: keeps one session open, sends plans, hands on what comes back.
 
-It tells the engine, in order, through `emit`: SessionOpened, any number of results, SessionLost, and again. Messages of
-a lost session never come behind its SessionLost.
+It tells the engine, in order: SessionOpened, any number of results, SessionLost, and again. Messages of a lost session
+never come behind its SessionLost.
 """
 
 import asyncio
@@ -98,7 +98,6 @@ class ExecutorLink:
         self,
         address: str,
         model_fingerprint: str,
-        emit: Callable[[LinkEvent], None],
         *,
         take_over: bool = False,
         loss_timeout: float = 120.0,
@@ -109,7 +108,8 @@ class ExecutorLink:
         `record` is where to write all that passes; ValueError where that cannot be opened.
         """
         self.scheduler_id = secrets.token_hex(16)
-        self._address, self._model_fingerprint, self._emit = address, model_fingerprint, emit
+        self._address, self._model_fingerprint = address, model_fingerprint
+        self._emit: Callable[[LinkEvent], None] = lambda event: None
         self._take_over, self._loss_timeout = take_over, loss_timeout
         self._weights_fingerprint = ""
         self._outgoing: asyncio.Queue[pb.ExecuteRequest] = asyncio.Queue()
@@ -139,8 +139,9 @@ class ExecutorLink:
         if self._recorder is not None:
             self._recorder.close()
 
-    async def run(self) -> None:
-        """Keeps a session open until the link has stopped for good."""
+    async def run(self, emit: Callable[[LinkEvent], None]) -> None:
+        """Keeps a session open until the link has stopped for good; `emit` is told of all that happens, in order."""
+        self._emit = emit
         self._start_clock()
         backoff = _FIRST_BACKOFF_SECONDS
         try:

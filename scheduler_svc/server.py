@@ -49,7 +49,6 @@ class SchedulerServer:
         self._link = ExecutorLink(
             config.executor,
             model.fingerprint,
-            self._inbox.put_nowait,
             take_over=config.take_over,
             loss_timeout=config.executor_loss_timeout,
             record=Path(config.record) if config.record else None,

@@ -1,5 +1,7 @@
 """Between one engine and the connections of its API workers: one frame a worker a step, one queue of commands.
 
+A step's tokens are encoded once and go to every worker that has requests, which looks for its own: cheaper than to
+sort them here, where the executor's next plan waits. What begins or ends goes to the worker whose request it is.
 A connection that is lost aborts its requests. Its number is never used again: what the engine still says of them goes
 nowhere.
 """
@@ -12,18 +14,12 @@ from itertools import count
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
 from scheduler_svc.framing import FrameError
-from scheduler_svc.step_splitter import MAX_WORKER_KEY, StepSplitter, engine_key, worker_key, worker_number
 from scheduler_svc.worker_commands import decode_command, decode_frame
 from scheduler_svc.worker_events import encode_event
+from scheduler_svc.worker_keys import MAX_WORKER_KEY, engine_key, starts_and_ends, worker_key, worker_number
 
 # Of what the hub itself asks the engine: no connection has the number 0.
 _OWN_KEY = engine_key(0, 0)
-
-
-@dataclass(slots=True)
-class _Request:
-    num_outputs: int
-    sequence_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -33,10 +29,10 @@ class _Worker:
     number: int
     send: Callable[[bytes], None]
     on_listening: Callable[[], None]
-    live: dict[int, _Request] = field(default_factory=dict)
-    """Its requests that have not ended, by the engine's key."""
-    events: list[msg.Event] = field(default_factory=list)
-    """What it has still to be told."""
+    live: dict[int, int] = field(default_factory=dict)
+    """The number of outputs of its requests that have not ended, by the engine's key."""
+    events: list[bytes] = field(default_factory=list)
+    """What it has still to be told: EngineFrames, which joined are one."""
 
 
 class WorkerHub:
@@ -51,7 +47,6 @@ class WorkerHub:
         self._send = send
         self._numbers = count(1)
         self._workers: dict[int, _Worker] = {}
-        self._splitter = StepSplitter()
         self._events: list[msg.Event] = []
         self._is_flushing = False
         self._state = msg.EngineState(serving=False)
@@ -70,9 +65,8 @@ class WorkerHub:
     def disconnect(self, number: int) -> None:
         """A worker is gone: its requests are aborted."""
         worker = self._workers.pop(number)
-        for key, request in worker.live.items():
+        for key in worker.live:
             self._send(msg.Abort(key))
-            self._splitter.remove(request.sequence_ids)
 
     def take(self, number: int, data: bytes) -> None:
         """Hands on a frame of a worker. FrameError where it makes no sense."""
@@ -133,14 +127,13 @@ class WorkerHub:
             self._route(event)
         for worker in self._workers.values():
             if worker.events:
-                frame = pb.EngineFrame(events=[encode_event(event, worker_key) for event in worker.events])
+                worker.send(b"".join(worker.events))
                 worker.events.clear()
-                worker.send(frame.SerializeToString())
 
     def _tell_state(self, workers: Iterable[_Worker]) -> None:
         state = self._state if self._is_open else replace(self._state, serving=False)
         for worker in workers:
-            worker.events.append(state)
+            worker.events.append(_frame(state))
         if state.serving:
             self.serving.set()
         self._flush_soon()
@@ -149,10 +142,7 @@ class WorkerHub:
         """Adds an event to what the workers that it concerns are to be told."""
         match event:
             case msg.StepBatch():
-                for number, part in self._splitter.split(event).items():
-                    if (worker := self._workers.get(number)) is not None:
-                        worker.events.append(part)
-                        self._forget(worker, part)
+                self._route_step(event)
             case msg.EngineState():
                 self._state = event
                 self._tell_state(self._workers.values())
@@ -161,19 +151,31 @@ class WorkerHub:
                     self._drained.set_result(event.num_aborted_requests)
             case _:
                 if (worker := self._workers.get(worker_number(event.key))) is not None:
-                    worker.events.append(event)
-                    self._note(worker, event)
+                    worker.events.append(_frame(event))
+                    if isinstance(event, msg.Refused):
+                        del worker.live[event.key]
 
-    def _note(self, worker: _Worker, event: msg.Event) -> None:
-        if isinstance(event, msg.Accepted):
-            worker.live[event.key].sequence_ids = event.sequence_ids
-            self._splitter.add(event.sequence_ids, worker.number)
-        elif isinstance(event, msg.Refused):
-            del worker.live[event.key]
+    def _route_step(self, step: msg.StepBatch) -> None:
+        # A request's start comes before its tokens, its end behind them.
+        parts = starts_and_ends(step)
+        for number, part in parts.items():
+            if part.started and (worker := self._workers.get(number)) is not None:
+                worker.events.append(_frame(replace(part, ended=())))
+        if step.tokens is not None:
+            tokens = _frame(msg.StepBatch(step.time, tokens=step.tokens))
+            for worker in self._workers.values():
+                if worker.live:
+                    worker.events.append(tokens)
+        for number, part in parts.items():
+            if part.ended and (worker := self._workers.get(number)) is not None:
+                worker.events.append(_frame(replace(part, started=())))
+                for end in part.ended:
+                    del worker.live[end.key]
 
-    def _forget(self, worker: _Worker, part: msg.StepBatch) -> None:
-        for end in part.ended:
-            self._splitter.remove(worker.live.pop(end.key).sequence_ids)
+
+def _frame(event: msg.Event) -> bytes:
+    """A frame of one event. Frames put one behind the other are a frame of all their events."""
+    return pb.EngineFrame(events=[encode_event(event, worker_key)]).SerializeToString()
 
 
 def _check(worker: _Worker, command: msg.Command) -> None:
@@ -181,8 +183,8 @@ def _check(worker: _Worker, command: msg.Command) -> None:
     if isinstance(command, msg.Submit):
         if command.key in worker.live:
             raise FrameError("the key of a live request is used again")
-        worker.live[command.key] = _Request(command.request.n)
+        worker.live[command.key] = command.request.n
     elif isinstance(command, msg.Abort) and command.indices is not None:
-        request = worker.live.get(command.key)
-        if request is not None and not all(0 <= i < request.num_outputs for i in command.indices):
+        num_outputs = worker.live.get(command.key)
+        if num_outputs is not None and not all(0 <= i < num_outputs for i in command.indices):
             raise FrameError("an abort of an output that is not there")

@@ -14,45 +14,10 @@ from scheduler_svc import messages as msg
 from scheduler_svc.core.request import Request
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.framing import FrameError, frame
-from scheduler_svc.step_splitter import StepSplitter, engine_key, worker_key, worker_number
 from scheduler_svc.worker_commands import encode_command
 from scheduler_svc.worker_events import decode_event
 from scheduler_svc.worker_hub import WorkerHub
-
-
-@given(
-    st.lists(st.integers(1, 4), min_size=1, max_size=30),
-    st.lists(st.sets(st.integers(0, 29)), min_size=1, max_size=6),
-)
-def test_each_worker_gets_what_is_its_own_and_no_more(owners: list[int], steps: list[set[int]]):
-    splitter = StepSplitter()
-    for sequence_id, number in enumerate(owners):
-        if number < 4:  # those of 4 belong to nobody any more
-            splitter.add([sequence_id], number)
-    # Each step twice, as in steady decode.
-    for step in [step for step in steps for _ in range(2)]:
-        ids = sorted(step & set(range(len(owners))))
-        logprobs = {
-            i: msg.TokenLogprobs(-float(ident), 1, np.empty(0, np.int32), np.empty(0, np.float32))
-            for i, ident in enumerate(ids)
-            if ident % 3 == 0
-        }
-        columns = np.array(ids, np.int64), np.array(ids, np.int32) + 100, np.array(ids, np.int8) % 3
-        ended = tuple(msg.Ended(engine_key(owners[ident], ident), 0) for ident in ids if ident % 3)
-        parts = splitter.split(msg.StepBatch(1.5, (), msg.TokenBatch(*columns, logprobs), ended))
-        for number in range(1, 5):
-            mine = [ident for ident in ids if owners[ident] == number]
-            part = parts.get(number, msg.StepBatch(1.5))
-            assert [worker_key(end.key) for end in part.ended] == [ident for ident in mine if ident % 3]
-            if number == 4 or not mine:
-                assert part.tokens is None
-                continue
-            assert part.tokens is not None
-            assert part.tokens.sequence_ids.tolist() == mine
-            assert part.tokens.token_ids.tolist() == [ident + 100 for ident in mine]
-            assert part.tokens.finishes.tolist() == [ident % 3 for ident in mine]
-            told = {mine[column]: entry.logprob for column, entry in part.tokens.logprobs.items()}
-            assert told == {ident: -float(ident) for ident in mine if ident % 3 == 0}
+from scheduler_svc.worker_keys import engine_key, worker_key, worker_number
 
 
 @given(st.integers(0, 2**20), st.integers(0, 2**40 - 1))
@@ -68,9 +33,9 @@ class Workers:
         self.commands: list[msg.Command] = []
         self.hub = WorkerHub(self.commands.append)
         self.frames: dict[int, list[bytes]] = {}
-        self.numbers = [self._connect(), self._connect()]
+        self.numbers = [self.connect(), self.connect()]
 
-    def _connect(self) -> int:
+    def connect(self) -> int:
         frames: list[bytes] = []
         number = self.hub.connect(frames.append, lambda: None)
         self.frames[number] = frames
@@ -114,8 +79,37 @@ def test_a_lost_worker_aborts_its_requests_and_only_those():
         workers.hub.receive(msg.StepBatch(0.0, (), tokens, (msg.Ended(keys[0], 0),)))
         await turns()
         (step,) = workers.told(other)
-        assert step.tokens.token_ids.tolist() == [3]
+        assert step.tokens.token_ids.tolist() == [1, 2, 3]
         assert step.ended == ()
+
+    asyncio.run(test())
+
+
+def test_tokens_go_to_all_that_have_requests_and_starts_and_ends_to_their_own():
+    async def test() -> None:
+        workers = Workers()
+        idle = workers.connect()
+        one, other = workers.numbers
+        workers.send(one, submit(7))
+        workers.send(other, submit(8))
+        await turns()
+        workers.told(one), workers.told(other), workers.told(idle)
+        begun, over = (command.key for command in workers.commands)
+        tokens = msg.TokenBatch(np.array([4, 9]), np.array([1, 2], np.int32), np.zeros(2, np.int8))
+        workers.hub.receive(msg.StepBatch(1.5, (msg.Started(begun, 0),), tokens, (msg.Ended(over, 0),)))
+        workers.hub.receive(msg.StepBatch(2.5, tokens=tokens))
+        await turns()
+        start, *both = workers.told(one)
+        assert (start.started, start.tokens, start.ended) == ((msg.Started(7, 0),), None, ())
+        assert [(step.time, step.tokens.token_ids.tolist(), step.started) for step in both] == [
+            (1.5, [1, 2], ()),
+            (2.5, [1, 2], ()),
+        ]
+        # What came after its only request had ended is not told.
+        last, end = workers.told(other)
+        assert (last.tokens.sequence_ids.tolist(), last.ended) == ([4, 9], ())
+        assert (end.tokens, end.ended) == (None, (msg.Ended(8, 0),))
+        assert workers.told(idle) == []
 
     asyncio.run(test())
 
