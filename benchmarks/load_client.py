@@ -24,6 +24,7 @@ _METHOD = "/nanoserve.v1.InferenceService/Generate"
 # So that each channel has a connection of its own.
 _OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 _CONNECT_SECONDS = 30.0
+_STREAM_SECONDS = 300.0  # so that a server that hangs ends the case
 
 
 class Client:
@@ -51,7 +52,7 @@ async def follow(call: Any, requests: Iterator[bytes], streams: list[Any]) -> No
         times: list[float] = []
         messages: list[bytes] = []
         sent = monotonic()
-        async for message in call(request):
+        async for message in call(request, timeout=_STREAM_SECONDS):
             times.append(monotonic())
             messages.append(message)
         streams.append((sent, times, messages))

@@ -15,9 +15,8 @@ from benchmarks.shapes import NAMES, SHAPES, write_model
 from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.executor.v1 import executor_pb2
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from nanoserve.v1 import admin_pb2, inference_pb2
+from nanoserve.v1 import admin_pb2
 from nanoserve.v1.admin_pb2_grpc import AdminServiceStub
-from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
 from nanoserve_client.supervisor import LocalServer
 
 _CALL_SECONDS = 30.0
@@ -37,7 +36,7 @@ class Server:
         address: str,
         ready_seconds: float | None = None,
         local: LocalServer | None = None,
-        ends: Sequence[str] = (),
+        ends: list[str] | None = None,
     ) -> None:
         """`ends` is a list that grows with what the supervisor says, which is of services that ended."""
         self.address = address
@@ -45,7 +44,7 @@ class Server:
         self.ready_seconds = ready_seconds
         """From the start of both processes until both served; None where they were running already."""
         self.local = local
-        self._ends = ends
+        self._ends = [] if ends is None else ends
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._admin: Any = AdminServiceStub(self._channel)
 
@@ -61,11 +60,10 @@ class Server:
         )
         return answer.load
 
-    def max_model_len(self) -> int:
-        """Most tokens of a sequence."""
-        stub: Any = InferenceServiceStub(self._channel)
-        answer = stub.GetModel(inference_pb2.GetModelRequest(), timeout=_CALL_SECONDS, wait_for_ready=True)
-        return int(answer.max_model_len)
+    def reset_prefix_cache(self) -> None:
+        """Makes every prompt new to the server, also those of an earlier benchmark."""
+        request = admin_pb2.ResetPrefixCacheRequest()
+        self._admin.ResetPrefixCache(request, timeout=_CALL_SECONDS, wait_for_ready=True)
 
     def describe(self) -> executor_pb2.ExecutorDescription:
         """What the executor says of itself; BenchmarkError where the services are not this process's."""
@@ -80,7 +78,9 @@ class Server:
     def check(self) -> None:
         """BenchmarkError where a service has ended since it served: what was measured then is of its restart."""
         if self._ends:
-            raise BenchmarkError(self._ends[0])
+            reason = self._ends[0]
+            self._ends.clear()  # the next workload has the restarted service
+            raise BenchmarkError(reason)
 
 
 @contextmanager
@@ -91,6 +91,7 @@ def serving(
     with ExitStack() as stack:
         if arguments.address:
             server = Server(arguments.address)
+            server.reset_prefix_cache()
         else:
             model = _model_flags(arguments.model_shape, stack)
             server = stack.enter_context(
