@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,12 @@ class LoadClients:
         """
         num_slots = concurrency or len(prompts)
         processes = self._processes[: min(len(self._processes), num_slots)]
-        for index, process in enumerate(processes):
+        for process, (own_slots, own_prompts) in zip(
+            processes, shares(prompts, num_slots, len(processes)), strict=True
+        ):
             job = {
-                "prompts": [_as_json(prompt) for prompt in prompts[index :: len(processes)]],
-                "num_slots": num_slots // len(processes) + (index < num_slots % len(processes)),
+                "prompts": [asdict(prompt) for prompt in own_prompts],
+                "num_slots": own_slots,
                 "temperature": TEMPERATURE,
             }
             _write(process, json.dumps(job))
@@ -110,8 +112,13 @@ class LoadClients:
             process.communicate()
 
 
-def _as_json(prompt: Prompt) -> dict[str, Any]:
-    return {"token_ids": prompt.token_ids, "num_output_tokens": prompt.num_output_tokens}
+def shares(prompts: Sequence[Prompt], num_slots: int, num_clients: int) -> list[tuple[int, list[Prompt]]]:
+    """What each client gets: its number of slots, and prompts in proportion to them, so that all end together."""
+    slots: list[list[Prompt]] = [list(prompts[slot::num_slots]) for slot in range(num_slots)]
+    return [
+        (len(own), [prompt for slot in own for prompt in slot])
+        for own in (slots[client::num_clients] for client in range(num_clients))
+    ]
 
 
 def _stream(entry: dict[str, Any]) -> Stream:

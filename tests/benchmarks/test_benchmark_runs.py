@@ -48,7 +48,7 @@ def test_a_closed_loop_keeps_littles_law(server: Server) -> None:
     assert row["output_tokens"] == 12 * 30
     assert 12 <= row["chunks"] <= 12 * 30
     assert row["ttft_ms_p50"] <= row["ttft_ms_p99"]
-    assert 0.3 < row["littles_law"] <= 1.05
+    assert 0 < row["littles_law"] <= 1
 
 
 def test_the_step_budget_counts_the_bytes_of_weights_and_context(server: Server) -> None:

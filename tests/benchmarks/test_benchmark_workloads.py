@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import targets
+from benchmarks.load import shares
 from benchmarks.workloads import (
     W1,
     W2,
     W3,
     W5,
     EqualWorkload,
+    Prompt,
     ThroughputWorkload,
     equal_prompts,
     throughput_prompts,
@@ -50,6 +54,19 @@ def test_no_two_equal_requests_share_a_block_in_any_run(workload: EqualWorkload)
     prompts = [prompt for run in range(3) for prompt in equal_prompts(workload, 64, run)]
     assert len({prompt.token_ids[:16] for prompt in prompts}) == len(prompts)
     assert {len(prompt.token_ids) for prompt in prompts} == {workload.num_prompt_tokens}
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 8))
+def test_clients_share_slots_evenly_and_prompts_in_proportion(
+    num_prompts: int, num_slots: int, num_clients: int
+) -> None:
+    num_clients = min(num_clients, num_slots)
+    prompts = [Prompt((index,), 1) for index in range(num_prompts)]
+    parts = shares(prompts, num_slots, num_clients)
+    assert sorted(p.token_ids for _, own in parts for p in own) == [p.token_ids for p in prompts]
+    assert sum(slots for slots, _ in parts) == num_slots
+    assert max(slots for slots, _ in parts) - min(slots for slots, _ in parts) <= 1
+    assert all(abs(len(own) * num_slots - slots * num_prompts) <= slots * num_slots for slots, own in parts)
 
 
 def test_ids_stay_in_range() -> None:
