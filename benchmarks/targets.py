@@ -69,7 +69,8 @@ def _middle(values: Sequence[float]) -> float | None:
 
 
 def comparison(targets: Sequence[Row], peers: Sequence[Row], results: Results) -> Iterator[Row]:
-    """One line a target. Ratios are such that more is better, whichever way the figure goes."""
+    """One line a target. Ratios are such that more is better, whichever way the figure goes; none without a GPU."""
+    devices = {row["model"]: row["device"] for row in results.rows if "device" in row}
     with_peer = [row for row in peers if "peer" in row]
     for target in targets:
         match, metric = target["match"], target["metric"]
@@ -78,14 +79,16 @@ def comparison(targets: Sequence[Row], peers: Sequence[Row], results: Results) -
         vllm = _middle(figures(with_peer, match, metric, "vllm"))
         higher = target["better"] == "higher"
         failure = results.failures.get((target["shape"], target["workload"]), "not measured")
+        device = devices.get(target["shape"], "cuda")
+        compared = ours if device.startswith("cuda") else None
         yield {
             **{key: target[key] for key in ("workload", "shape", "case", "target")},
             "measured": ours,
             "vLLM": vllm,
             "nano-vllm": _middle(figures(with_peer, match, metric, "nano-vllm")),
-            "vs target": _ratio(ours, target["target"], higher),
-            "vs vLLM": _ratio(ours, vllm, higher),
-            "note": "" if ours is not None else failure,
+            "vs target": _ratio(compared, target["target"], higher),
+            "vs vLLM": _ratio(compared, vllm, higher),
+            "note": failure if ours is None else "" if compared is not None else f"device: {device}",
         }
 
 
@@ -105,7 +108,11 @@ def run_server(shape: str, workloads: Sequence[str], arguments: argparse.Namespa
             if server.ready_seconds is not None:
                 device = server.describe().device
                 start = {"test": "startup", "model": shape, "start_s": server.ready_seconds, "device": device}
-                results.rows.append(start)
+                given = {
+                    "executor_flags": arguments.executor_flag,
+                    "scheduler_flags": arguments.scheduler_flag,
+                }
+                results.rows.append(start | given)
             for workload in workloads:
                 try:
                     with load_clients(server.address, arguments) as clients:

@@ -49,6 +49,16 @@ def test_a_failed_workload_says_why_and_the_others_stand() -> None:
     assert table["W4", "14b", "ms, cold"]["vs target"] == 1.0
 
 
+def test_what_ran_without_a_gpu_is_compared_with_nothing() -> None:
+    rows = [
+        {"test": "startup", "model": "14b", "start_s": 1.0, "device": "virtual"},
+        {"test": "prefix", "model": "14b", "prompt": 4096, "cold_ms": 1.0, "warm_ms": 1.0},
+    ]
+    row = comparison(targets.Results(rows))["W4", "14b", "ms, cold"]
+    assert (row["measured"], row["vs target"], row["vs vLLM"]) == (1.0, None, None)
+    assert row["note"] == "device: virtual"
+
+
 def test_of_several_starts_the_last_counts() -> None:
     rows = [{"test": "startup", "model": "0.6b", "start_s": seconds} for seconds in (60.0, 10.0)]
     assert comparison(targets.Results(rows))["start", "0.6b", "start to ready, s"]["measured"] == 10.0
