@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint protos bench bench-scheduler serve clean
+.PHONY: demo test lint protos bench bench-scheduler bench-gpu serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ bench: bench-scheduler  ## All benchmarks that need no GPU
 
 bench-scheduler: $(INSTALLED)  ## The scheduler core alone, and its side of a step
 	$(BIN)/python benchmarks/scheduler.py
+
+bench-gpu: $(INSTALLED)  ## Every target on this machine's GPU, both model shapes, through both services
+	$(BIN)/python benchmarks/targets.py --shapes 0.6b,14b --out targets.json
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

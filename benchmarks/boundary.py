@@ -9,25 +9,18 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import grpc
-
+from benchmarks.report import environment
+from benchmarks.server import Server, started
+from benchmarks.steps import steps_between
 from nanoserve.v1 import admin_pb2
-from nanoserve.v1.admin_pb2_grpc import AdminServiceStub
 
 _START_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -74,41 +67,6 @@ class _Reading:
     workers: dict[int, float]
     executor: float
     clients: float
-
-
-class _Service:
-    """A service as a process; its log is read and dropped, but for the line that says it listens."""
-
-    def __init__(self, module: str, *flags: str) -> None:
-        command = [sys.executable, "-m", module, *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.address = ""
-        self._listening = threading.Event()
-        self._last_line = ""
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._last_line = line.strip()
-            if not self.address and '"listening"' in line:
-                self.address = json.loads(line)["address"]
-                self._listening.set()
-        self._listening.set()
-
-    def wait(self) -> "_Service":
-        """Waits until it listens. RuntimeError where it does not."""
-        if not self._listening.wait(_START_SECONDS) or not self.address:
-            raise RuntimeError(f"{self.process.args!r} does not start: {self._last_line}")
-        return self
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 class _Clients:
@@ -170,8 +128,10 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _read(admin: Any, scheduler: int, executor: int, clients: _Clients) -> _Reading:
-    load = admin.GetLoad(admin_pb2.GetLoadRequest(), timeout=10, wait_for_ready=True).load
+def _read(server: Server, clients: _Clients) -> _Reading:
+    assert server.local is not None  # as started
+    scheduler, executor = server.local.scheduler_pid, server.local.executor_pid
+    load = server.load()
     now = time.monotonic()
     num_tokens, num_messages, _ = clients.read()
     return _Reading(
@@ -188,24 +148,21 @@ def _read(admin: Any, scheduler: int, executor: int, clients: _Clients) -> _Read
 
 def _difference(first: _Reading, last: _Reading) -> Measured:
     seconds = last.time - first.time
-    before, after = first.load.step_totals, last.load.step_totals
-    idle = after.idle_seconds - before.idle_seconds
-    device = after.device_seconds - before.device_seconds
-    num_steps = max(1, last.load.num_steps - first.load.num_steps)
+    steps = steps_between(first.load, last.load)
     num_messages = max(1, last.num_messages - first.num_messages)
     workers = [cpu - first.workers.get(pid, 0.0) for pid, cpu in last.workers.items()]
     return Measured(
-        idle_share=idle / (idle + device),
-        steps_per_second=num_steps / seconds,
-        tokens_per_second=(last.load.num_output_tokens - first.load.num_output_tokens) / seconds,
+        idle_share=steps.idle_share,
+        steps_per_second=steps.num_steps / seconds,
+        tokens_per_second=steps.num_output_tokens / seconds,
         tokens_per_message=(last.num_tokens - first.num_tokens) / num_messages,
         scheduler_cpu=(last.scheduler - first.scheduler) / seconds,
         worker_cpu=sum(workers) / seconds,
         busiest_worker_cpu=max(workers, default=0.0) / seconds,
         executor_cpu=(last.executor - first.executor) / seconds,
         client_cpu=(last.clients - first.clients) / seconds,
-        schedule_ms=(after.schedule_seconds - before.schedule_seconds) / num_steps * 1e3,
-        round_trip_ms=(after.round_trip_seconds - before.round_trip_seconds) / num_steps * 1e3,
+        schedule_ms=steps.schedule_ms,
+        round_trip_ms=steps.round_trip_ms,
     )
 
 
@@ -219,59 +176,32 @@ def _await_streams(clients: _Clients, num_streams: int) -> None:
 
 
 @contextmanager
-def _services(case: Case, arguments: argparse.Namespace) -> Iterator[tuple[_Service, _Service]]:
+def _services(case: Case, arguments: argparse.Namespace) -> Iterator[Server]:
     """An executor and a scheduler of that case, ready."""
     num_blocks = 1 + case.num_streams * (1 + -(-(arguments.tokens + _MOST_PROMPT_TOKENS) // _BLOCK_SIZE))
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        address = f"unix:{folder}/executor"
-        executor = _Service(
-            *("executor_svc", "--virtual", f"--listen={address}", f"--virtual-step-ms={case.step_ms:g}"),
-            *("--virtual-token-us=0", "--virtual-kv-token-ns=0", f"--num-kv-blocks={num_blocks}"),
-            f"--max-num-seqs={max(256, case.num_streams)}",
-        )
-        stack.callback(executor.stop)
-        flags = [f"--api-workers={case.num_workers}", f"--pipeline-depth={case.depth}", "--drain-timeout=0"]
-        scheduler = _Service(
-            *("scheduler_svc", "--listen=127.0.0.1:0", f"--executor={address}"),
-            *(*flags, *arguments.scheduler_flag),
-        )
-        stack.callback(scheduler.stop)
-        yield executor.wait(), scheduler.wait()
+    executor_flags = [
+        *("--virtual", f"--virtual-step-ms={case.step_ms:g}"),
+        *("--virtual-token-us=0", "--virtual-kv-token-ns=0", f"--num-kv-blocks={num_blocks}"),
+        f"--max-num-seqs={max(256, case.num_streams)}",
+    ]
+    scheduler_flags = [f"--api-workers={case.num_workers}", f"--pipeline-depth={case.depth}"]
+    with started(executor_flags, [*scheduler_flags, *arguments.scheduler_flag]) as server:
+        yield server
+        server.check()
 
 
 def measure(case: Case, arguments: argparse.Namespace) -> Measured:
     """Runs one case."""
     with ExitStack() as stack:
-        executor, scheduler = stack.enter_context(_services(case, arguments))
-        clients = _Clients(scheduler.address, case.num_streams, arguments)
+        server = stack.enter_context(_services(case, arguments))
+        clients = _Clients(server.address, case.num_streams, arguments)
         stack.callback(clients.stop)
-        channel = stack.enter_context(grpc.insecure_channel(scheduler.address))
-        admin: Any = AdminServiceStub(channel)
         _await_streams(clients, case.num_streams)
         time.sleep(arguments.warm_up)
-        first = _read(admin, scheduler.process.pid, executor.process.pid, clients)
+        first = _read(server, clients)
         time.sleep(arguments.window)
-        last = _read(admin, scheduler.process.pid, executor.process.pid, clients)
+        last = _read(server, clients)
         return _difference(first, last)
-
-
-def environment() -> dict[str, Any]:
-    """What the figures were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
-        "num_cpus": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "grpcio": version("grpcio"),
-        "protobuf": version("protobuf"),
-        "numpy": version("numpy"),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": date.today().isoformat(),
-    }
 
 
 def parser() -> argparse.ArgumentParser:

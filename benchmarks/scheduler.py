@@ -6,18 +6,15 @@ decode the result + update. Prints a table, then one JSON object, last. Times ar
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 
+from benchmarks.report import environment
 from nanoserve.arrays import pack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
 from scheduler_svc.core.request import Request
@@ -176,21 +173,6 @@ def answer_to(plan: StepPlan) -> bytes:
         token_ids=pack_int32(np.full(len(rows), 7)),
         timing=pb.StepTiming(device_ns=1),
     ).SerializeToString()
-
-
-def environment() -> dict[str, str]:
-    """What the figures were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "protobuf": version("protobuf"),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": date.today().isoformat(),
-    }
 
 
 def main() -> int:
