@@ -86,7 +86,7 @@ def build_runner(config: ExecutorConfig) -> tuple[StepRunner, Identity]:
     """Builds what the flags ask for, ready to run. CheckpointError or ValueError, one line, where it cannot be."""
     if not config.virtual:
         model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
-        from executor_svc.torch_runner import build_torch_runner
+        from executor_svc.build import build_torch_runner
 
         return build_torch_runner(config, model_dir), _identity(model_dir)
     try:
