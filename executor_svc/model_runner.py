@@ -109,7 +109,7 @@ class ModelRunner:
         token_ids, statuses = ops.sample_rows(
             logits, rows, positions + 1, state.params.temperature, state.params.seeds
         )
-        ops.record(rows, positions, token_ids, state.token_ids, state.lengths)
+        ops.advance_rows(rows, token_ids, state.lengths, state.token_ids)
         torch.stack((token_ids, statuses), out=results)
 
     def _decode(self, decode_steps: DecodeSteps, sampling: SamplingRows) -> SubStepTensors:

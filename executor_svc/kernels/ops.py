@@ -5,10 +5,9 @@ import torch
 from executor_svc.attention import AttentionContext
 from executor_svc.kernels.activation import silu_and_mul
 from executor_svc.kernels.decode_attention import decode_attention, num_splits_for
-from executor_svc.kernels.inputs import gather_inputs
+from executor_svc.kernels.inputs import advance_rows, gather_inputs
 from executor_svc.kernels.norm import add_rms_norm
 from executor_svc.kernels.prefill_attention import prefill_attention
-from executor_svc.kernels.record import record_tokens
 from executor_svc.kernels.rotary_kv import rotate_and_write
 from executor_svc.kernels.sampling import sample_rows
 from executor_svc.kv_cache import KVCache
@@ -73,15 +72,10 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return sample_rows(logits, rows, positions, temperature, seeds)
 
-    def record(
-        self,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        sampled: torch.Tensor,
-        token_ids: torch.Tensor,
-        lengths: torch.Tensor,
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
-        record_tokens(rows, positions, sampled, token_ids, lengths)
+        advance_rows(rows, sampled, lengths, token_ids)
 
 
 class TritonAttention:

@@ -70,18 +70,13 @@ class Ops(Protocol):
         `temperature` float32 and `seeds` int64 are those of all rows. The id is 0 where the status is not OK.
         """
 
-    def record(
-        self,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        sampled: torch.Tensor,
-        token_ids: torch.Tensor,
-        lengths: torch.Tensor,
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
-        """Ends a decode pass: writes each row's token behind `positions` and makes it the row's last.
+        """Ends a decode pass: each row is one position longer, and its sampled token comes next.
 
-        token_ids[row, position + 1] = sampled and lengths[row] = position + 1; all int32 [n]. The last of all rows is
-        padding, may come several times, and keeps its zeros.
+        lengths[row] += 1 and token_ids[row, lengths[row]] = sampled; `rows` and `sampled` int32 [n]. The last of all
+        rows is padding, may come several times, and keeps its zeros.
         """
 
 
@@ -151,16 +146,12 @@ class ReferenceOps:
         statuses = torch.where(finite, RowStatus.OK, RowStatus.NON_FINITE_LOGITS)
         return torch.where(finite, torch.cat(best), 0).int(), statuses.int()
 
-    def record(
-        self,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        sampled: torch.Tensor,
-        token_ids: torch.Tensor,
-        lengths: torch.Tensor,
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
-        token_ids[rows, positions + 1] = sampled
-        lengths[rows] = positions + 1
+        after = lengths[rows] + 1
+        token_ids[rows, after] = sampled
+        lengths[rows] = after
         token_ids[-1, :2].zero_()  # padding is always at position 0
         lengths[-1].zero_()
 
