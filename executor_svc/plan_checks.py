@@ -20,17 +20,20 @@ def invalid(field: str, description: str, rows: tuple[int, ...] = ()) -> StepFai
 
 def first_true(flags: np.ndarray) -> int | None:
     """Index of the first true element, None where there is none."""
-    return int(flags.argmax()) if flags.any() else None
+    return int(flags.argmax()) if np.count_nonzero(flags) else None
 
 
 def check_ids(field: str, ids: Int32Array, low: int, high: int, rows: tuple[int, ...] = ()) -> None:
     """Raises where an id is not in [low, high); `rows` are those then at fault."""
-    if (bad := first_true((ids < low) | (ids >= high))) is not None:
+    # Unsigned, what is below `low` wraps far beyond `high`: one comparison, on the path of every step.
+    if (bad := first_true((ids - low).astype(np.uint32) >= high - low)) is not None:
         raise invalid(f"{field}[{bad}]", f"{ids[bad]} is not in [{low}, {high})", rows)
 
 
 def check_once(field: str, ids: Int32Array, rows: tuple[int, ...] = ()) -> None:
     """Raises where an id is listed twice; `rows` are those then at fault."""
+    if len(ids) < 2:
+        return
     ordered = np.sort(ids)
     if (bad := first_true(ordered[1:] == ordered[:-1])) is not None:
         repeated = ordered[bad]

@@ -21,8 +21,11 @@ from executor_svc.runner import RunnerLimits
 from nanoserve.arrays import Float32Array, Int32Array, pack_float32, pack_int32, unpack_float32, unpack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
 
+# Numpy compares with an int in a tenth of the time that it takes with an IntEnum.
+_ROW_OK = int(RowStatus.OK)
 MAX_PLAN_BYTES = 2 * 1024 * 1024
 _DEFAULT_SAMPLING = RowSampling()
+_NO_INTS = unpack_int32(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ def decode_plan(plan: pb.StepPlan, vocab_size: int) -> StepPlan:
 
 
 def _ints(field: str, data: bytes) -> Int32Array:
+    if not data:
+        return _NO_INTS
     if len(data) % 4:
         raise invalid(field, f"{len(data)} bytes, not a multiple of 4")
     return unpack_int32(data)
@@ -129,22 +134,26 @@ def encode_result(
     step_id: int, sub_step: int, last: bool, output: SubStepOutput, queue_ns: int, host_ns: int
 ) -> pb.StepResult:
     """Encodes what a sub-step sampled. `queue_ns` and `host_ns` are the plan's: give 0 after its first sub-step."""
-    all_ok = bool((output.row_statuses == RowStatus.OK).all())
-    return pb.StepResult(
+    result = pb.StepResult(
         step_id=step_id,
         sub_step=sub_step,
         last=last,
         status=pb.STEP_STATUS_OK,
         rows=pack_int32(output.rows),
         token_ids=pack_int32(output.token_ids),
-        row_statuses=b"" if all_ok else pack_int32(output.row_statuses),
-        logprobs=[_encode_logprobs(entry) for entry in output.logprobs],
-        prompt_logprobs=[_encode_prompt_logprobs(entry) for entry in output.prompt_logprobs],
-        gaps=pack_float32(output.gaps),
         timing=pb.StepTiming(
             queue_ns=queue_ns, host_ns=host_ns, device_ns=output.device_ns, idle_ns=output.idle_ns
         ),
     )
+    if np.count_nonzero(output.row_statuses != _ROW_OK):
+        result.row_statuses = pack_int32(output.row_statuses)
+    if output.logprobs:
+        result.logprobs.extend(map(_encode_logprobs, output.logprobs))
+    if output.prompt_logprobs:
+        result.prompt_logprobs.extend(map(_encode_prompt_logprobs, output.prompt_logprobs))
+    if len(output.gaps):
+        result.gaps = pack_float32(output.gaps)
+    return result
 
 
 def _encode_logprobs(entry: RowLogprobs) -> pb.RowLogprobs:

@@ -1,1 +1,1 @@
-"""Triton kernels of the CUDA path. Nothing here is imported where there is neither a GPU nor Triton's interpreter."""
+"""Triton kernels of the CUDA path; each has its plain PyTorch reference in executor_svc/layers or beside its test."""

@@ -50,13 +50,19 @@ class BlockPool:
         """How many of the blocks nobody holds."""
         return [self._num_holders[block] for block in blocks].count(0)
 
-    def allocate(self, num_blocks: int) -> list[int]:
-        """Gives out blocks, held once each. The caller has checked `num_available`, and forgets their prefixes."""
-        blocks = []
-        for _ in range(num_blocks):
-            block = self._free.popleft() if self._free else self._cached.popitem(last=False)[0]
-            self._num_holders[block] = 1
+    def allocate(self, num_blocks: int, on_evict: Callable[[int], None]) -> list[int]:
+        """Gives out blocks, held once each: free ones first, then cached ones, which `on_evict` is told of.
+
+        The caller has checked `num_available`.
+        """
+        free, num_holders = self._free, self._num_holders
+        blocks = [free.popleft() for _ in range(min(num_blocks, len(free)))]
+        while len(blocks) < num_blocks:
+            block, _ = self._cached.popitem(last=False)
+            on_evict(block)
             blocks.append(block)
+        for block in blocks:
+            num_holders[block] = 1
         return blocks
 
     def hold(self, blocks: Iterable[int]) -> None:

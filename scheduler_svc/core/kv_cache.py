@@ -3,6 +3,8 @@
 A cached block always has an entry in the prefix cache, and a block that is given out never has.
 """
 
+from collections.abc import Iterable
+
 from scheduler_svc.core.block_pool import BlockPool
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.prefix_cache import TOKEN_BYTES, CacheEntry, PrefixCache
@@ -38,15 +40,13 @@ class KVCache:
         self.pool.hold(sequence.block_table)
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
         sequence.last_entry = hits[-1] if hits else None
-        self.grow(sequence, self._limits.blocks_to_start(len(sequence.token_ids)) - len(hits))
+        sequence.block_table += self.allocate(
+            self._limits.blocks_to_start(len(sequence.token_ids)) - len(hits)
+        )
 
-    def grow(self, sequence: Sequence, num_blocks: int) -> list[int]:
-        """Appends new blocks to a sequence's table; returns them. There is room."""
-        blocks = self.pool.allocate(num_blocks)
-        for block in blocks:
-            self.prefixes.forget(block)
-        sequence.block_table += blocks
-        return blocks
+    def allocate(self, num_blocks: int) -> list[int]:
+        """New blocks, to be put in sequences' tables. There is room."""
+        return self.pool.allocate(num_blocks, self.prefixes.forget)
 
     def close(self, sequence: Sequence) -> None:
         """Takes all blocks back, the deepest first, so that prefixes are evicted from their ends."""
@@ -54,28 +54,42 @@ class KVCache:
         sequence.block_table = []
         sequence.last_entry = None
 
-    def register(self, sequence: Sequence, tokens: memoryview, *, confirmed: bool) -> list[CacheEntry]:
-        """Makes entries for full blocks that have none yet; returns those made.
+    def register_planned(self, sequence: Sequence, tokens: memoryview) -> list[CacheEntry]:
+        """Makes provisional entries for full blocks that have none yet; returns those made.
 
-        `tokens` is the little-endian int32 of the sequence's tokens up to where computation is planned, or with
-        `confirmed` known to be done.
+        `tokens` is the little-endian int32 of the sequence's tokens up to where computation is planned.
         """
         made = []
         size = self._block_size * TOKEN_BYTES
         while 0 <= sequence.num_registered_blocks < len(tokens) // size:
             index = sequence.num_registered_blocks
-            block, salt = sequence.block_table[index], sequence.request.cache_salt
             block_tokens = bytes(tokens[index * size : (index + 1) * size])
-            entry, displaced = self.prefixes.add(
-                sequence.last_entry, block_tokens, salt, block, confirmed=confirmed
-            )
-            if displaced is not None:
-                self.pool.uncache(displaced)
-            if entry is not None and entry.block == block:
+            entry = self._register_next(sequence, block_tokens, confirmed=False)
+            if entry is not None and entry.block == sequence.block_table[index]:
                 made.append(entry)
-            sequence.num_registered_blocks = index + 1 if entry is not None else -1
-            sequence.last_entry = entry
         return made
+
+    def register_filled(self, filled: Iterable[tuple[Sequence, int]], tokens: bytes) -> None:
+        """Makes the entries of blocks that confirmed tokens have just filled: the last of each sequence's so many.
+
+        `tokens` is the little-endian int32 of these blocks, one behind the other.
+        """
+        size = self._block_size * TOKEN_BYTES
+        for number, (sequence, num_blocks) in enumerate(filled):
+            if sequence.num_registered_blocks == num_blocks - 1:
+                block_tokens = tokens[number * size : (number + 1) * size]
+                self._register_next(sequence, block_tokens, confirmed=True)
+
+    def _register_next(self, sequence: Sequence, tokens: bytes, *, confirmed: bool) -> CacheEntry | None:
+        """Makes or finds the entry of a sequence's first block that has none yet; None where there can be none."""
+        index = sequence.num_registered_blocks
+        block, salt = sequence.block_table[index], sequence.request.cache_salt
+        entry, displaced = self.prefixes.add(sequence.last_entry, tokens, salt, block, confirmed=confirmed)
+        if displaced is not None:
+            self.pool.uncache(displaced)
+        sequence.num_registered_blocks = index + 1 if entry is not None else -1
+        sequence.last_entry = entry
+        return entry
 
     def drop(self, blocks: list[int]) -> None:
         """Forgets the prefixes of these blocks; sequences that hold them keep them."""

@@ -7,6 +7,7 @@ from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import Draft
 from scheduler_svc.core.limits import MAX_START_BYTES
 from scheduler_svc.core.prefix_cache import CacheEntry
+from scheduler_svc.core.request import Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.step import PrefillChunk, SequenceStart
@@ -35,52 +36,61 @@ class Planner:
             self._plan_decodes(draft, num_decode_steps)
 
     def _plan_decodes(self, draft: Draft, num_decode_steps: int) -> None:
-        num_prefilling = len(self._state.rows.prefilling())
+        table = self._state.rows
+        num_prefilling = len(table.prefilling())
         if not self._config.enable_kv_cache or not self._state.policy.may_decode(num_prefilling):
             return
-        rows = self._state.rows.decodable()
-        num_decode_steps = min(num_decode_steps, self._limits.max_num_decode_steps)
+        rows = table.decodable()
         if len(self._state.waiting) or num_prefilling:
             num_decode_steps = 1  # prefills may join, and must not wait for several steps
-        steps, lacking = self._decode_needs(rows, num_decode_steps)
-        if num_decode_steps > 1 and lacking.sum() > self._state.cache.pool.num_available:
-            num_decode_steps = 1
-            steps, lacking = self._decode_needs(rows, 1)
-        if lacking.any():
-            self._grow(draft, rows[lacking > 0], lacking[lacking > 0])
-            still = self._state.rows.incarnation[rows] != 0
-            rows, steps = rows[still], steps[still]
+        num_decode_steps = min(num_decode_steps, self._limits.max_num_decode_steps)
+        steps = table.ones[: len(rows)]
+        if num_decode_steps > 1:
+            steps = self._several_steps(rows, num_decode_steps)
+        ends = table.num_planned[rows] + steps
+        short = (ends > table.capacity[rows]).nonzero()[0]
+        if len(short):
+            self._grow(draft, rows[short], ends[short])
+            still = (table.incarnation[rows] != 0).nonzero()[0]
+            rows, steps, ends = rows[still], steps[still], ends[still]
         if not len(rows):
             return
-        self._state.rows.num_planned[rows] += steps
-        self._state.rows.last_step[rows] = draft.step_id
-        draft.decode_rows, draft.decode_row_steps = rows, steps.astype(np.int32)
-        draft.num_decode_steps = int(steps.max())
-        draft.num_context_tokens += int(
-            (self._state.rows.num_planned[rows] * steps - steps * (steps - 1) // 2).sum()
-        )
+        table.num_planned[rows] = ends
+        table.last_step[rows] = draft.step_id
+        draft.decode_rows, draft.decode_row_steps = rows, steps
+        draft.decode_ends = ends
+        if num_decode_steps > 1:
+            draft.num_decode_steps = int(steps.max())
 
-    def _decode_needs(
-        self, rows: NDArray[np.intp], num_decode_steps: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each decodable row the steps it can take, and the blocks that it lacks for them."""
+    def _several_steps(self, rows: NDArray[np.intp], num_decode_steps: int) -> Int32Array:
+        """The steps that each decodable row takes: as many as asked if there are blocks for all, else one."""
         table = self._state.rows
         planned = table.num_planned[rows]
-        steps = np.minimum(num_decode_steps, table.max_len[rows] - 1 - planned)
-        lacking = (planned + steps - 1) // self._limits.block_size + 1 - table.num_blocks[rows]
-        return steps, lacking
+        left: Int64Array = table.max_len[rows] - 1 - planned
+        steps: Int32Array = np.minimum(num_decode_steps, left).astype(np.int32)
+        if self._lacking(rows, planned + steps).sum() > self._state.cache.pool.num_available:
+            return table.ones[: len(rows)]
+        return steps
 
-    def _grow(self, draft: Draft, rows: NDArray[np.intp], lacking: NDArray[np.int64]) -> None:
-        """Gives each row the blocks it lacks, best rank first, preempting from the worst where there are none."""
-        needs = [(self._state.rows.at(row), int(count)) for row, count in zip(rows, lacking, strict=True)]
-        for sequence, count in sorted(needs, key=lambda need: need[0].rank):
-            while sequence.row >= 0 and self._state.cache.pool.num_available < count:
-                self._state.preempt(max(self._state.rows.running(), key=lambda running: running.rank))
-            if sequence.row >= 0:
-                blocks = self._state.cache.grow(sequence, count)
-                self._state.rows.num_blocks[sequence.row] += count
-                draft.new_block_rows += [sequence.row] * count
-                draft.new_block_ids += blocks
+    def _lacking(self, rows: NDArray[np.intp], ends: Int64Array) -> Int64Array:
+        """How many blocks each row lacks for its first `ends` tokens."""
+        spare: Int64Array = (self._state.rows.capacity[rows] - ends) // self._limits.block_size
+        return np.maximum(-spare, 0)
+
+    def _grow(self, draft: Draft, rows: NDArray[np.intp], ends: Int64Array) -> None:
+        """Gives each row the blocks it lacks, preempting the worst sequences while there are not enough for all."""
+        table, cache = self._state.rows, self._state.cache
+        lacking = self._lacking(rows, ends)
+        while (num_blocks := int(lacking.sum())) > cache.pool.num_available:
+            self._state.preempt(max(table.running(), key=lambda running: running.rank))
+            still = table.incarnation[rows] != 0
+            rows, lacking = rows[still], lacking[still]
+        blocks = cache.allocate(num_blocks)
+        owners = np.repeat(rows, lacking).tolist()
+        for row, block in zip(owners, blocks, strict=True):
+            table.at(row).block_table.append(block)
+        table.capacity[rows] += lacking * self._limits.block_size
+        draft.new_block_rows, draft.new_block_ids = owners, blocks
 
     def _plan_prefills(self, draft: Draft) -> None:
         """Goes on with the prefills under way, best rank first."""
@@ -98,9 +108,8 @@ class Planner:
         rows.last_step[row] = draft.step_id
         draft.prefills.append(PrefillChunk(row, first, num_tokens, samples=first + num_tokens == end))
         draft.num_prefill_tokens += num_tokens
-        draft.num_context_tokens += first + num_tokens
         tokens = rows.token_bytes(row, first + num_tokens)
-        draft.entries += self._state.cache.register(sequence, tokens, confirmed=False)
+        draft.entries += self._state.cache.register_planned(sequence, tokens)
 
     def _admit(self, draft: Draft) -> None:
         """Starts waiting sequences in order, until one cannot be started now."""

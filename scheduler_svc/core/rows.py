@@ -17,26 +17,34 @@ from scheduler_svc.core.request import Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 
 _MIN_END_TOKENS = 4
+_NOWHERE: NDArray[np.intp] = np.empty(0, np.intp)
 
 
 class RowTable:
     """Columns of `max_num_seqs` rows. A clear row has incarnation 0."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+        self._block_size = block_size
         self.incarnation: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.sequence_id: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.num_known: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.num_planned: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.prefill_end: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.max_len: Int64Array = np.zeros(max_num_seqs, np.int64)
-        self.num_blocks: Int64Array = np.zeros(max_num_seqs, np.int64)
+        self.capacity: Int64Array = np.zeros(max_num_seqs, np.int64)
+        """Token slots of the row's blocks."""
         self.last_step: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.is_padding: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
         """Rows that decode on after their sequence ended."""
         self.end_token_ids: Int32Array = np.full((max_num_seqs, _MIN_END_TOKENS), -1, np.int32)
+        # By token id, how many rows it would end: in most steps that says at once that none of them ends.
+        self._num_ended_by: Int32Array = np.zeros(vocab_size, np.int32)
         # Left unwritten: the pages of a row become real memory as its sequence grows.
         self.token_ids: Int32Array = np.empty((max_num_seqs, max_model_len), np.int32)
         self.sequences: list[Sequence | None] = [None] * max_num_seqs
+        self.ones: Int32Array = np.ones(max_num_seqs, np.int32)
+        self.ones.flags.writeable = False
+        """One decode step a row, as every usual plan has it; not to be written to."""
         self._free = list(range(max_num_seqs))[::-1]
 
     @property
@@ -55,7 +63,7 @@ class RowTable:
         self.num_known[row] = self.prefill_end[row] = num_known
         self.num_planned[row] = num_computed_tokens
         self.max_len[row] = sequence.max_len
-        self.num_blocks[row] = len(sequence.block_table)
+        self.capacity[row] = len(sequence.block_table) * self._block_size
         self.token_ids[row, :num_known] = sequence.token_ids
         self._set_end_tokens(row, sequence.request.end_token_ids)
         return row
@@ -68,6 +76,7 @@ class RowTable:
         sequence.row = -1
         self.sequences[row] = None
         self.is_padding[row] = False
+        self._count_end_tokens(row, -1)
         self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
         self._free.append(row)
 
@@ -80,10 +89,10 @@ class RowTable:
         self.is_padding[sequence.row] = True
         self.max_len[sequence.row] = max_len
 
-    def num_unused_slots(self, block_size: int) -> int:
+    def num_unused_slots(self) -> int:
         """Slots of the rows' blocks beyond what is computed or planned."""
         on_rows = self.incarnation != 0
-        return int((self.num_blocks[on_rows] * block_size - self.num_planned[on_rows]).sum())
+        return int((self.capacity[on_rows] - self.num_planned[on_rows]).sum())
 
     def at(self, row: int) -> Sequence:
         """The sequence that holds a row. It is not clear."""
@@ -94,7 +103,7 @@ class RowTable:
     def prefilling(self) -> NDArray[np.intp]:
         """Rows with known tokens whose computation is not planned."""
         # A clear row has both counters 0.
-        return np.flatnonzero(self.num_planned < self.prefill_end)
+        return (self.num_planned < self.prefill_end).nonzero()[0]
 
     def token_bytes(self, row: int, num_tokens: int) -> memoryview:
         """The first tokens of a row as little-endian int32, not copied."""
@@ -104,14 +113,33 @@ class RowTable:
         """Rows past their prefill that are not certain to end with the tokens in flight."""
         planned = self.num_planned
         # A clear row has max_len 0, and so is in neither set.
-        return np.flatnonzero((planned >= self.prefill_end) & (planned + 1 < self.max_len))
+        return ((planned >= self.prefill_end) & (planned + 1 < self.max_len)).nonzero()[0]
 
-    def confirm(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.bool_]:
-        """Appends one confirmed token to each row; returns which of them are end tokens."""
-        self.token_ids[rows, self.num_known[rows]] = token_ids
-        self.num_known[rows] += 1
+    def confirm(self, rows: NDArray[np.intp], token_ids: Int32Array) -> Int64Array:
+        """Appends one confirmed token to each row; returns how many tokens each has now."""
+        num_known = self.num_known[rows]
+        self.token_ids[rows, num_known] = token_ids
+        num_known += 1
+        self.num_known[rows] = num_known
+        return num_known
+
+    def ended(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.intp]:
+        """Where among `rows` the token of `token_ids` ends the row's sequence."""
+        if not np.count_nonzero(self._num_ended_by[token_ids]):
+            return _NOWHERE
         ends: NDArray[np.bool_] = (self.end_token_ids[rows] == token_ids[:, None]).any(axis=1)
-        return ends
+        return ends.nonzero()[0]
+
+    def block_tokens(self, rows: NDArray[np.intp], num_tokens: Int64Array) -> bytes:
+        """The last block's worth of each row's first `num_tokens`, as little-endian int32, row by row."""
+        columns = num_tokens[:, None] + np.arange(-self._block_size, 0)
+        tokens: Int32Array = self.token_ids[rows[:, None], columns]
+        return tokens.tobytes()
+
+    def _count_end_tokens(self, row: int, change: int) -> None:
+        ends = self.end_token_ids[row]
+        # Twice the same token counts twice, both ways. No token beyond the vocabulary is ever sampled.
+        np.add.at(self._num_ended_by, ends[(ends >= 0) & (ends < len(self._num_ended_by))], change)
 
     def _set_end_tokens(self, row: int, end_token_ids: tuple[int, ...]) -> None:
         count, width = len(end_token_ids), self.end_token_ids.shape[1]
@@ -120,3 +148,4 @@ class RowTable:
             self.end_token_ids = np.concatenate([self.end_token_ids, more], axis=1)
         self.end_token_ids[row] = -1
         self.end_token_ids[row, :count] = end_token_ids
+        self._count_end_tokens(row, 1)

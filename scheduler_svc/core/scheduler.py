@@ -26,13 +26,15 @@ from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import Draft, PlannedStep
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policy import POLICIES
-from scheduler_svc.core.request import Finish, Request
+from scheduler_svc.core.request import Finish, Int64Array, Request
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.stats import Stats
 from scheduler_svc.core.step import ResultMismatch, Session, StepOutputs, StepPlan, StepResult
 
 __all__ = ["CoreConfig", "Scheduler"]
+
+_NONE = int(Finish.NONE)  # comparing an array with an IntEnum costs a microsecond
 
 
 class Scheduler:
@@ -122,9 +124,10 @@ class Scheduler:
         prompt_slices = self._judge_prompts(planned, result)
         rows, incarnations = planned.sampling_rows(result.sub_step)
         live = self._state.rows.incarnation[rows] == incarnations
-        outputs = self._confirm(np.flatnonzero(live), rows[live], result)
-        if not live.all():
-            departed = np.flatnonzero(~live)
+        indices = live.nonzero()[0]
+        outputs = self._confirm(indices, rows[indices], result)
+        if len(indices) < len(rows):
+            departed = (~live).nonzero()[0]
             outputs = outputs.joined(self._confirm_departed(departed, incarnations[departed], result))
         outputs.prompt_slices.extend(prompt_slices)
         self._next_sub_step += 1
@@ -132,37 +135,55 @@ class Scheduler:
             self._close_step(planned)
         return outputs
 
-    def _confirm(self, indices: NDArray[np.intp], rows: NDArray[np.int32], result: StepResult) -> StepOutputs:
+    def _confirm(self, indices: NDArray[np.intp], rows: NDArray[np.intp], result: StepResult) -> StepOutputs:
         """Takes in the tokens of rows that still belong to the sequences the plan was made for."""
-        table, block_size = self._state.rows, self._state.limits.block_size
-        padding = table.is_padding[rows]
-        if padding.any():
+        table = self._state.rows
+        if self._state.policy.pads:
+            padding = table.is_padding[rows]
             self._state.counters.num_padded_tokens += int(padding.sum())
             indices, rows = indices[~padding], rows[~padding]
         token_ids, sequence_ids = result.token_ids[indices], table.sequence_id[rows]
-        finishes = np.full(len(rows), Finish.NONE, np.int8)
+        finishes = np.zeros(len(rows), np.int8)  # Finish.NONE
         if result.failed is not None:
             finishes[result.failed[indices]] = Finish.FAILED
-        sampled = finishes == Finish.NONE
-        good = rows[sampled]
-        ends = table.confirm(good, token_ids[sampled])
-        finishes[np.flatnonzero(sampled)[table.num_known[good] >= table.max_len[good]]] = Finish.LENGTH
-        finishes[np.flatnonzero(sampled)[ends]] = Finish.STOP
-        # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
-        num_computed = table.num_known[good] - 1
-        for row in good[num_computed % block_size == 0]:
-            tokens = table.token_bytes(row, int(table.num_known[row]) - 1)
-            self._state.cache.register(table.at(row), tokens, confirmed=True)
-        for row in rows[finishes == Finish.FAILED]:
-            # What made its logits worthless may be in the blocks that it read or wrote.
-            self._state.cache.drop(table.at(row).block_table)
-        for row in rows[finishes != Finish.NONE]:
-            self._state.end(table.at(row))
+        sampled = (finishes == _NONE).nonzero()[0]
+        good, good_tokens = rows[sampled], token_ids[sampled]
+        num_known = table.confirm(good, good_tokens)
+        finishes[sampled[num_known >= table.max_len[good]]] = Finish.LENGTH
+        finishes[sampled[table.ended(good, good_tokens)]] = Finish.STOP
+        self._register_filled(good, num_known)
+        ended = finishes.nonzero()[0]
+        if len(ended):
+            self._end(rows[ended], finishes[ended])
         if not self._config.enable_kv_cache:
             for row in rows[finishes == Finish.NONE]:
                 self._state.recompute(table.at(row))
         self._state.counters.num_output_tokens += len(good)
         return StepOutputs(sequence_ids, token_ids, finishes, indices)
+
+    def _register_filled(self, rows: NDArray[np.intp], num_known: Int64Array) -> None:
+        """Enters in the prefix cache the blocks that rows, each knowing so many tokens now, have just filled."""
+        # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
+        num_computed = num_known - 1
+        block_size = self._state.limits.block_size
+        full = (num_computed % block_size == 0).nonzero()[0]
+        if len(full):
+            rows, num_computed = rows[full], num_computed[full]
+            sequences = map(self._state.rows.at, rows.tolist())
+            tokens = self._state.rows.block_tokens(rows, num_computed)
+            self._state.cache.register_filled(
+                zip(sequences, (num_computed // block_size).tolist(), strict=True), tokens
+            )
+
+    def _end(self, rows: NDArray[np.intp], finishes: NDArray[np.int8]) -> None:
+        """Ends the sequences of rows, each in the way given."""
+        sequences = [self._state.rows.at(row) for row in rows.tolist()]
+        for sequence, finish in zip(sequences, finishes.tolist(), strict=True):
+            if finish == Finish.FAILED:
+                # What made its logits worthless may be in the blocks that it read or wrote.
+                self._state.cache.drop(sequence.block_table)
+        for sequence in sequences:
+            self._state.end(sequence)
 
     def _confirm_departed(
         self, indices: NDArray[np.intp], incarnations: NDArray[np.int64], result: StepResult
@@ -245,7 +266,7 @@ class Scheduler:
         return Stats(
             num_running=self._state.num_on_rows - num_padding,
             num_padding=num_padding,
-            num_unused_slots=self._state.rows.num_unused_slots(self._state.limits.block_size),
+            num_unused_slots=self._state.rows.num_unused_slots(),
             num_waiting=len(self._state.waiting),
             num_total_blocks=pool.num_total,
             num_free_blocks=pool.num_free,

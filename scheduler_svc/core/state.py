@@ -134,7 +134,9 @@ class State:
 
     def _begin(self, session: Session, limits: Limits) -> None:
         self._session, self.limits = session, limits
-        self.rows = RowTable(session.max_num_seqs, session.max_model_len)
+        self.rows = RowTable(
+            session.max_num_seqs, session.max_model_len, session.block_size, session.vocab_size
+        )
         self.waiting = WaitingQueue()
         self.departed = {}
         self.to_release = []

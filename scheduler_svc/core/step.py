@@ -99,11 +99,21 @@ class StepPlan:
     decode_rows: Int32Array
     decode_row_steps: Int32Array
     """Tokens that each decode row advances, in [1, num_decode_steps]."""
+    decode_ends: Int64Array
+    """Positions of each decode row that are computed once the plan has run."""
     num_decode_steps: int
-    num_tokens: int
-    """Tokens the step computes, over all sub-steps."""
-    num_context_tokens: int
-    """KV positions that its attention reads, over all sub-steps: what a cost model needs."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the step computes, over all sub-steps."""
+        return sum(chunk.num_tokens for chunk in self.prefills) + int(self.decode_row_steps.sum())
+
+    @property
+    def num_context_tokens(self) -> int:
+        """KV positions that its attention reads, over all sub-steps: what a cost model needs."""
+        ends, steps = self.decode_ends, self.decode_row_steps
+        decoded = int((ends * steps - steps * (steps - 1) // 2).sum())
+        return decoded + sum(chunk.first_position + chunk.num_tokens for chunk in self.prefills)
 
 
 class PromptSlice(NamedTuple):

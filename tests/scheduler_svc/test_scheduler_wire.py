@@ -61,9 +61,8 @@ plans = st.builds(
     ),
     decode_rows=st.just(np.array([3, 1], np.int32)),
     decode_row_steps=st.just(np.array([1, 2], np.int32)),
+    decode_ends=st.just(np.array([7, 9], np.int64)),
     num_decode_steps=st.just(2),
-    num_tokens=st.just(0),
-    num_context_tokens=st.just(0),
 )
 
 
@@ -101,7 +100,7 @@ def check_sampling(got: ex.RowSampling, sent: SequenceStart) -> None:
 
 def test_a_single_step_plan_needs_no_step_counts():
     one = np.ones(2, np.int32)
-    plan = StepPlan(1, [], [], [], [], [], np.array([4, 5], np.int32), one, 1, 2, 2)
+    plan = StepPlan(1, [], [], [], [], [], np.array([4, 5], np.int32), one, np.array([7, 9]), 1)
     message = encode_plan(plan)
     assert message.plan.decode_row_steps == b""
     assert executor_wire.decode_plan(message.plan, VOCAB_SIZE).decode_row_steps.tolist() == [1, 1]

@@ -30,11 +30,13 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def allocate(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, self.pool.num_available))
         num_free = self.pool.num_free
-        blocks = self.pool.allocate(count)
+        told: list[int] = []
+        blocks = self.pool.allocate(count, told.append)
         assert len(set(blocks)) == count
         assert not set(blocks) & set(self.holders)
         evicted = blocks[num_free:]
         assert evicted == self.evictable[: len(evicted)], "least recently released first, after the free ones"
+        assert told == evicted
         del self.evictable[: len(evicted)]
         self.with_prefix -= set(blocks)
         self.tables.append(blocks)

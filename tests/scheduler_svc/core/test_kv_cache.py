@@ -22,7 +22,8 @@ def open_sequence(cache: KVCache, number: int, tokens: list[int]) -> Sequence:
     prompt = np.array(tokens, np.int32)
     sequence = Sequence(number, Request("r", prompt, 1), 0, prompt, 0.0)
     cache.open(sequence, [])
-    cache.register(sequence, prompt.data.cast("B"), confirmed=True)
+    for entry in cache.register_planned(sequence, prompt.data.cast("B")):
+        entry.confirmed = True
     return sequence
 
 
