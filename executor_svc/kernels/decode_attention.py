@@ -188,7 +188,9 @@ def _decode_kernel(
         tl.store(out + place, output.to(out.dtype.element_ty), mask=mask)
         return
     first_head = (pair.to(tl.int64) * num_splits + split) * GROUP
-    tl.store(partials + first_head * HEAD_DIM + (heads[:, None] * HEAD_DIM + dims[None, :]), output, mask=mask)
+    tl.store(
+        partials + first_head * HEAD_DIM + (heads[:, None] * HEAD_DIM + dims[None, :]), output, mask=mask
+    )
     tl.store(weights + first_head + heads, peak + tl.log2(total), mask=heads < GROUP)
     # Every thread's stores come before the one thread's release.
     tl.debug_barrier()

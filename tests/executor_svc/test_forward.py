@@ -1,7 +1,6 @@
 """The packed batch of a forward pass, its sizes, and that padding touches no row and no block but its own."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,7 +109,9 @@ def generate(runner: TorchRunner, buckets: DecodeBuckets | None, num_rows: int) 
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 9, 14])
-def test_steps_over_static_padded_buffers_sample_what_exact_ones_do(runner: TorchRunner, num_rows: int) -> None:
+def test_steps_over_static_padded_buffers_sample_what_exact_ones_do(
+    runner: TorchRunner, num_rows: int
+) -> None:
     exact = generate(runner, None, num_rows)
     padded = generate(runner, DecodeBuckets(runner.model_runner, 14), num_rows)
     for row in range(num_rows):
@@ -130,7 +131,9 @@ def test_padding_writes_to_the_dummy_row_s_slot_alone_and_leaves_it_as_it_was(ru
 
 
 @torch.inference_mode()
-def padded_forward(model_runner: ModelRunner, shape: BatchShape, rows: list[int], prefills: list[Prefill]) -> torch.Tensor:
+def padded_forward(
+    model_runner: ModelRunner, shape: BatchShape, rows: list[int], prefills: list[Prefill]
+) -> torch.Tensor:
     """Hidden states of the batch's own tokens, computed with padding up to `shape`."""
     state, decode_rows = model_runner.state, np.array(rows, np.int32)
     packed = torch.tensor(pack_batch(shape, decode_rows, prefills, state.dummy_row))
@@ -139,7 +142,9 @@ def padded_forward(model_runner: ModelRunner, shape: BatchShape, rows: list[int]
     return torch.cat((hidden[: len(rows)], hidden[shape.num_decodes :][:num_prefill_tokens]))
 
 
-def test_a_mixed_pass_over_padded_buffers_gives_the_hidden_states_of_an_exact_one(runner: TorchRunner) -> None:
+def test_a_mixed_pass_over_padded_buffers_gives_the_hidden_states_of_an_exact_one(
+    runner: TorchRunner,
+) -> None:
     hand = generate(runner, None, 6)
     rng = np.random.default_rng(1)
     for row in (7, 8):
