@@ -1,5 +1,6 @@
 """Builds the runner that a command line asks for: the model, its KV cache sized to memory, and what it runs by."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from executor_svc.batch import BatchState
 from executor_svc.config import ExecutorConfig
 from executor_svc.cuda_runner import CudaRunner
 from executor_svc.device_memory import cuda_num_blocks, naming_flag
-from executor_svc.graphs import DecodeBuckets
+from executor_svc.graphs import DecodeBuckets, MixedBuckets, capture
 from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.model_runner import ModelRunner
 from executor_svc.models.config import ModelConfig, read_model_config
 from executor_svc.models.qwen import QwenForCausalLM
 from executor_svc.runner import RunnerLimits
 from executor_svc.slot_tokens import SlotTokens
+from executor_svc.static_step import StaticStep
 from executor_svc.torch_runner import TorchRunner
 from executor_svc.weights import dummy_weights, load_weights
 from nanoserve.checkpoint import CheckpointError
@@ -57,17 +59,25 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner |
     )
     with naming_flag("--max-num-seqs", f"{limits.max_num_seqs} rows do not fit", device):
         model_runner = ModelRunner(model, backend, BatchState(limits, device), config.block_size)
-        buckets = None
+        steps = []
         if backend.capturable and not config.enforce_eager:
-            buckets = DecodeBuckets(model_runner, limits.max_num_seqs)
-    limits = _allocate(config, model_runner, kv_cache, limits, buckets)
+            steps = _static_steps(model_runner, limits)
+    limits = _allocate(config, model_runner, kv_cache, limits, steps)
     if device.type == "cpu":
         return TorchRunner(model_runner, limits)
-    if buckets is not None:
+    if steps:
+        # Last, as graphs hold the addresses of the cache.
         with naming_flag("--gpu-memory-utilization", "the graphs do not fit", device):
-            buckets.capture()
-        model_runner.decode_steps = buckets
+            capture(steps, device)
     return CudaRunner(model_runner, limits)
+
+
+def _static_steps(model_runner: ModelRunner, limits: RunnerLimits) -> list[StaticStep]:
+    """Gives a runner buffers for steps of every size; returns the steps, to be captured."""
+    decode_steps = DecodeBuckets(model_runner, limits.max_num_seqs)
+    forward_steps = MixedBuckets(model_runner, limits.max_num_seqs, limits.max_num_batched_tokens)
+    model_runner.decode_steps, model_runner.forward_steps = decode_steps, forward_steps
+    return [*decode_steps.steps(), *forward_steps.steps()]
 
 
 def _allocate(
@@ -75,7 +85,7 @@ def _allocate(
     model_runner: ModelRunner,
     kv_cache: KVCache,
     limits: RunnerLimits,
-    buckets: DecodeBuckets | None,
+    steps: Sequence[StaticStep],
 ) -> RunnerLimits:
     """Gives the cache its blocks: `--num-kv-blocks`, or what fits and all rows at full length could use."""
     device, num_blocks = model_runner.state.device, config.num_kv_blocks
@@ -85,7 +95,7 @@ def _allocate(
             num_blocks = cuda_num_blocks(
                 model_runner,
                 limits,
-                buckets,
+                steps,
                 config.gpu_memory_utilization,
                 kv_cache.block_bytes,
                 most_useful,

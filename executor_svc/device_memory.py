@@ -1,7 +1,7 @@
 """How much of a CUDA device the KV cache may take: measured by a pass over as many tokens as a step may have."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,11 @@ import structlog
 import torch
 
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
-from executor_svc.graphs import DecodeBuckets
 from executor_svc.kv_cache import num_blocks_within
 from executor_svc.model_runner import ModelRunner
 from executor_svc.plan import Prefill
 from executor_svc.runner import RunnerLimits
+from executor_svc.static_step import StaticStep
 
 # What sampling with every filter takes at its peak, a slice of rows at a time, and the driver's part of one graph.
 _SAMPLING_BYTES = 200 * 2**20
@@ -42,12 +42,14 @@ class MemoryProfile:
 def cuda_num_blocks(
     runner: ModelRunner,
     limits: RunnerLimits,
-    buckets: DecodeBuckets | None,
+    captured: Sequence[StaticStep],
     utilization: float,
     bytes_per_block: int,
     most_useful: int,
 ) -> int:
     """The blocks for which a device has room once all else has what it needs, block 0 included.
+
+    `captured` are the steps that will be graphs.
 
     ValueError, naming the flag, where a step of the largest size or two blocks do not fit.
     """
@@ -57,8 +59,8 @@ def cuda_num_blocks(
     ):
         step_peak = _peak_bytes(device, lambda: _largest_step(runner, limits)) + _SAMPLING_BYTES
         graphs = 0
-        if buckets is not None:
-            graphs = _peak_bytes(device, buckets.compute_largest) + _GRAPH_BYTES * len(buckets.sizes)
+        if captured:
+            graphs = _peak_bytes(device, lambda: _compute_largest(captured)) + _GRAPH_BYTES * len(captured)
     free, total = torch.cuda.mem_get_info(device)
     profile = MemoryProfile(total, total - free, step_peak, graphs)
     _log.info(
@@ -103,6 +105,12 @@ def _largest_step(runner: ModelRunner, limits: RunnerLimits) -> None:
     runner.backend.ops.sample_rows(
         logits, batch.token_rows[some], positions[some], params.temperature, params.seeds
     )
+
+
+@torch.inference_mode()
+def _compute_largest(steps: Sequence[StaticStep]) -> None:
+    """Computes the step of the most tokens, of padding alone."""
+    max(steps, key=lambda step: step.batch.shape.num_tokens).compute()
 
 
 def _peak_bytes(device: torch.device, work: Callable[[], None]) -> int:

@@ -1,23 +1,32 @@
-"""Decode steps over static buffers, a set for each of a few batch sizes, and on CUDA a graph of each.
+"""Steps over static buffers for batches of every size, and on CUDA a graph of each.
 
-A graph replays a whole step: inputs gathered from the batch state, model, sampling, write-back. All share one pool of
-memory, as they run one after the other on one stream, and their results lie outside of it.
+Decode steps are captured whole: inputs gathered from the batch state, model, sampling, write-back. Steps with prefills
+are captured up to the hidden states. All graphs share one pool of memory, as they run one after the other on one
+stream and leave their results in tensors outside of it.
 """
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import structlog
 import torch
 
-from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
+from executor_svc.forward import BatchShape, ForwardBatch
 from executor_svc.model_runner import ModelRunner
+from executor_svc.plan import Prefill
+from executor_svc.static_step import StaticStep
 from nanoserve.arrays import Int32Array
 
 _FIRST_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 _MAX_PADDED_SHARE = 0.1
 _SIZE_STEP = 8
+# Of steps with prefills: decode rows, prefill tokens, prefills. Larger ones keep a device busy for longer than the
+# host needs to queue their kernels one by one.
+_MIXED_DECODES = (8, 32, 64, 128, 256)
+_MIXED_TOKENS = (32, 64, 128, 256, 512, 1024, 2048)
+_MOST_PREFILLS = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -34,86 +43,99 @@ def bucket_sizes(max_num_seqs: int) -> list[int]:
     return [*sizes, max_num_seqs]
 
 
+def mixed_shapes(max_num_seqs: int, max_num_batched_tokens: int) -> list[BatchShape]:
+    """Shapes of steps with prefills, ascending in tokens; no more of either kind than a step may have."""
+    decodes = sorted({min(size, max_num_seqs) for size in _MIXED_DECODES})
+    tokens = sorted({min(size, max_num_batched_tokens) for size in _MIXED_TOKENS})
+    return [
+        BatchShape(num_decodes, min(num_tokens, _MOST_PREFILLS), num_tokens)
+        for num_tokens in tokens
+        for num_decodes in decodes
+    ]
+
+
 def bucket_for(num_rows: int, sizes: list[int]) -> int:
     """The smallest size that holds `num_rows`, which must not be above the largest."""
     return sizes[int(np.searchsorted(sizes, num_rows))]
 
 
-class DecodeBuffers:
-    """The static tensors of a decode step of one batch size, and the step over them."""
-
-    def __init__(self, runner: ModelRunner, size: int, logits: torch.Tensor) -> None:
-        """`logits`: [at least size, vocab_size], which the steps of all sizes may share."""
-        self._runner = runner
-        self._shape = BatchShape(size)
-        device, dummy_row = runner.state.device, runner.state.dummy_row
-        self._held = pack_batch(self._shape, np.empty(0, np.int32), (), dummy_row)
-        self._packed = torch.tensor(self._held, device=device)
-        self._batch = ForwardBatch.of(self._shape, self._packed)
-        self.logits = logits[:size]
-        self.results = torch.zeros(2, size, dtype=torch.int32, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def load(self, rows: Int32Array) -> None:
-        """Sets the rows, at most `size`; uploads them only where they are others than before."""
-        packed = pack_batch(self._shape, rows, (), self._runner.state.dummy_row)
-        if np.array_equal(packed, self._held):
-            return
-        (staged,) = self._runner.state.staging.upload([packed])
-        self._packed.copy_(staged)
-        self._held = packed
-
-    def compute(self) -> None:
-        """Computes the step of the rows loaded, on the current stream."""
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            self._runner.decode_step(self._batch, self.logits, self.results)
-
-    def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
-        """Captures the step, its rows being the dummy row alone; waits for the device."""
-        with torch.cuda.stream(stream):
-            # Kernels are compiled, and libraries take their workspaces, before and not within the capture.
-            self.compute()
-        torch.cuda.synchronize(stream.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self.compute()
-        self._graph = graph
+def shape_for(needed: BatchShape, shapes: Sequence[BatchShape]) -> BatchShape | None:
+    """The first shape that holds a batch; None where none does."""
+    for shape in shapes:
+        if (
+            needed.num_decodes <= shape.num_decodes
+            and needed.num_prefills <= shape.num_prefills
+            and needed.num_prefill_tokens <= shape.num_prefill_tokens
+        ):
+            return shape
+    return None
 
 
 class DecodeBuckets:
-    """Decode steps for every number of rows: see DecodeSteps."""
+    """Whole decode steps for every number of rows: see DecodeSteps."""
 
     def __init__(self, runner: ModelRunner, max_num_seqs: int) -> None:
-        self.sizes = bucket_sizes(max_num_seqs)
-        weight = runner.model.lm_head.weight
-        logits = torch.zeros(max_num_seqs, len(weight), dtype=weight.dtype, device=weight.device)
-        self._buffers = {size: DecodeBuffers(runner, size, logits) for size in self.sizes}
+        self._sizes = bucket_sizes(max_num_seqs)
+        weight, device = runner.model.lm_head.weight, runner.state.device
+        self._logits = torch.zeros(max_num_seqs, len(weight), dtype=weight.dtype, device=device)
+        self._results = {size: torch.zeros(2, size, dtype=torch.int32, device=device) for size in self._sizes}
+        self._steps = {}
+        for size, results in self._results.items():
+            body = partial(runner.decode_step, logits=self._logits[:size], results=results)
+            self._steps[size] = StaticStep(runner.state, BatchShape(size), body)
 
     def run(self, rows: Int32Array) -> tuple[torch.Tensor, torch.Tensor]:
-        buffers = self._buffers[bucket_for(len(rows), self.sizes)]
-        buffers.load(rows)
-        buffers.compute()
-        return buffers.results, buffers.logits
+        size = bucket_for(len(rows), self._sizes)
+        step = self._steps[size]
+        step.load(rows, ())
+        step.compute()
+        return self._results[size], self._logits[:size]
 
-    @torch.inference_mode()
-    def compute_largest(self) -> None:
-        """Computes a step of the largest size with padding alone."""
-        self._buffers[self.sizes[-1]].compute()
+    def steps(self) -> list[StaticStep]:
+        """All, the largest first."""
+        return [self._steps[size] for size in reversed(self._sizes)]
 
-    @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures every size, the largest first, as it takes the memory that the smaller ones then share."""
-        device = next(iter(self._buffers.values())).logits.device
-        torch.cuda.synchronize(device)
-        begin, free = time.monotonic(), torch.cuda.mem_get_info(device)[0]
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-        for size in reversed(self.sizes):
-            self._buffers[size].capture(pool, stream)
-        _log.info(
-            "graphs_captured",
-            sizes=self.sizes,
-            seconds=round(time.monotonic() - begin, 3),
-            bytes=free - torch.cuda.mem_get_info(device)[0],
-        )
+
+class MixedBuckets:
+    """Forward passes with prefills, of every shape that is worth it: see ForwardSteps."""
+
+    def __init__(self, runner: ModelRunner, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self._shapes = mixed_shapes(max_num_seqs, max_num_batched_tokens)
+        weight = runner.model.embed_tokens.weight
+        most = max(shape.num_tokens for shape in self._shapes)
+        self._hidden = torch.zeros(most, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self._steps = {}
+        for shape in self._shapes:
+            body = partial(runner.forward_step, hidden=self._hidden[: shape.num_tokens])
+            self._steps[shape] = StaticStep(runner.state, shape, body)
+
+    def run(
+        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
+    ) -> tuple[ForwardBatch, torch.Tensor] | None:
+        shape = shape_for(BatchShape.of(decode_rows, prefills), self._shapes)
+        if shape is None:
+            return None
+        step = self._steps[shape]
+        step.load(decode_rows, prefills)
+        step.compute()
+        return step.batch, self._hidden[: shape.num_tokens]
+
+    def steps(self) -> list[StaticStep]:
+        """All, the largest first."""
+        return sorted(self._steps.values(), key=lambda step: -step.batch.shape.num_tokens)
+
+
+@torch.inference_mode()
+def capture(steps: Sequence[StaticStep], device: torch.device) -> None:
+    """Captures steps, the largest first, as it takes the memory that the smaller ones then share."""
+    torch.cuda.synchronize(device)
+    begin, free = time.monotonic(), torch.cuda.mem_get_info(device)[0]
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    for step in sorted(steps, key=lambda step: -step.batch.shape.num_tokens):
+        step.capture(pool, stream)
+    _log.info(
+        "graphs_captured",
+        num_graphs=len(steps),
+        seconds=round(time.monotonic() - begin, 3),
+        bytes=free - torch.cuda.mem_get_info(device)[0],
+    )

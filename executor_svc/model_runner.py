@@ -34,6 +34,18 @@ class DecodeSteps(Protocol):
         """
 
 
+class ForwardSteps(Protocol):
+    """Forward passes over buffers that are there already, for batches with prefills."""
+
+    def run(
+        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
+    ) -> tuple[ForwardBatch, torch.Tensor] | None:
+        """Runs the model over a batch and advances its rows; None, nothing being done, where no buffers hold it.
+
+        Returns the batch with its padding, and its hidden states, to be overwritten by the next run.
+        """
+
+
 class ModelRunner:
     """The model, what it is computed with, and the batch state."""
 
@@ -53,6 +65,8 @@ class ModelRunner:
         self.slot_tokens = slot_tokens
         self.decode_steps: DecodeSteps | None = None
         """What steps without prefills run by; None: by the general way."""
+        self.forward_steps: ForwardSteps | None = None
+        """What passes with prefills run by, where they fit; None: none do."""
 
     def run(self, step: Step, sub_step: int) -> SubStepTensors:
         """Computes a sub-step and writes what it samples back to the batch state; the plan is applied already.
@@ -101,6 +115,11 @@ class ModelRunner:
             self.slot_tokens.write(slots, token_ids)
         return self.model(token_ids, positions, self.backend, context), positions
 
+    def forward_step(self, batch: ForwardBatch, hidden: torch.Tensor) -> None:
+        """A forward pass into `hidden`, [num_tokens, hidden_size], after which the rows are longer."""
+        hidden.copy_(self.forward(batch)[0])
+        self.state.advance(batch.segment_rows, batch.segment_counts)
+
     def decode_step(self, batch: ForwardBatch, logits: torch.Tensor, results: torch.Tensor) -> None:
         """A whole decode step of a batch without prefills, into `logits` and `results`: see DecodeSteps."""
         state, rows, ops = self.state, batch.decode_rows, self.backend.ops
@@ -123,21 +142,30 @@ class ModelRunner:
 
     def _compute(self, prefills: Sequence[Prefill], decoding: SamplingRows) -> SubStepTensors:
         """Any step. Rows that sample: prefills that end their known tokens, then `decoding`."""
-        state, shape = self.state, BatchShape.of(decoding.rows, prefills)
-        if not shape.num_tokens:
+        if not (len(decoding.rows) or prefills):
             return SubStepTensors(decoding.rows)
-        packed = pack_batch(shape, decoding.rows, prefills, state.dummy_row)
-        batch = ForwardBatch.of(shape, state.upload(packed))
-        hidden, _ = self.forward(batch)
-        state.advance(batch.segment_rows, batch.segment_counts)
-        prompt_logprobs = self._judge_prompts(prefills, hidden[shape.num_decodes :])
-        last, sampling = _sampling(prefills, decoding)
+        captured = None if self.forward_steps is None else self.forward_steps.run(decoding.rows, prefills)
+        batch, hidden = captured or self._forward_exactly(decoding.rows, prefills)
+        num_decodes = batch.shape.num_decodes
+        prompt_logprobs = self._judge_prompts(prefills, hidden[num_decodes:])
+        last, sampling = _sampling(prefills, decoding, num_decodes)
         if not len(last):
             return SubStepTensors(sampling.rows, prompt_logprobs=prompt_logprobs)
-        logits = self.model.logits(hidden[state.upload(last)])
+        logits = self.model.logits(hidden[self.state.upload(last)])
         sampled = choose(logits, sampling, self.backend.ops)
         self._put_tokens(sampling, sampled)
         return self._tensors(sampling, sampled, logits, prompt_logprobs)
+
+    def _forward_exactly(
+        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
+    ) -> tuple[ForwardBatch, torch.Tensor]:
+        """The forward pass of a batch without padding, after which its rows are longer: the batch, hidden states."""
+        shape = BatchShape.of(decode_rows, prefills)
+        packed = pack_batch(shape, decode_rows, prefills, self.state.dummy_row)
+        batch = ForwardBatch.of(shape, self.state.upload(packed))
+        hidden, _ = self.forward(batch)
+        self.state.advance(batch.segment_rows, batch.segment_counts)
+        return batch, hidden
 
     def _put_tokens(self, sampling: SamplingRows, sampled: SampledTokens) -> None:
         """Writes sampled tokens back to the rows, and counts them for the penalties."""
@@ -191,16 +219,20 @@ class ModelRunner:
         return tuple(slices)
 
 
-def _sampling(prefills: Sequence[Prefill], decoding: SamplingRows) -> tuple[Int32Array, SamplingRows]:
-    """The rows that sample, in the order of their results, and the index of the token that each samples behind."""
-    num_decodes = len(decoding.rows)
-    ends = num_decodes + np.cumsum([run.num_tokens for run in prefills], dtype=np.int32)
+def _sampling(
+    prefills: Sequence[Prefill], decoding: SamplingRows, first_prefill: int
+) -> tuple[Int32Array, SamplingRows]:
+    """The rows that sample, in the order of their results, and the index of the token that each samples behind.
+
+    `first_prefill` is the index of the first prefill's first token.
+    """
+    ends = first_prefill + np.cumsum([run.num_tokens for run in prefills], dtype=np.int32)
     ending = [(int(end), run) for end, run in zip(ends, prefills, strict=True) if run.samples]
     last = [end - 1 for end, _ in ending]
     rows = [run.row for _, run in ending]
     positions = [run.first_position + run.num_tokens for _, run in ending]
     return (
-        np.concatenate([np.array(last, np.int32), np.arange(num_decodes, dtype=np.int32)]),
+        np.concatenate([np.array(last, np.int32), np.arange(len(decoding.rows), dtype=np.int32)]),
         SamplingRows(
             decoding.state,
             np.concatenate([np.array(rows, np.int32), decoding.rows]),

@@ -63,7 +63,8 @@ def decode_attention(
     `block_tables` int32 [num_rows, max_blocks], `rows` int32 [n], `lengths` int32 [num_rows]: token i sees the first
     lengths[rows[i]] + 1 positions of row rows[i]. `scale` is 1 / sqrt(head_dim) where not given. A row's numbers
     depend on its own context and on `num_splits`, not on other rows. Calls with several splits share counters: run
-    them on one stream, and once on the device before a CUDA graph is captured.
+    them on one stream, and any once on the device before a CUDA graph is captured. ValueError for a tensor that is
+    not contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
@@ -112,12 +113,10 @@ def _scratch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each split's output and log-sum-exp, float32 [n, num_kv_heads, num_splits, group(, head_dim)], and counters."""
     num_tokens, num_heads, head_dim = query.shape
-    if num_splits == 1:
-        unused = torch.empty(0, dtype=torch.float32, device=query.device)
-        return unused, unused, unused
-    if num_tokens * num_kv_heads > _MAX_ARRIVALS:
+    if num_splits > 1 and num_tokens * num_kv_heads > _MAX_ARRIVALS:
         raise ValueError(f"{num_tokens} rows of {num_kv_heads} KV heads are too many for more than one split")
-    shape = (num_tokens, num_kv_heads, num_splits, num_heads // num_kv_heads)
+    # A single split touches none of it.
+    shape = (num_tokens if num_splits > 1 else 0, num_kv_heads, num_splits, num_heads // num_kv_heads)
     partials = torch.empty((*shape, head_dim), dtype=torch.float32, device=query.device)
     weights = torch.empty(shape, dtype=torch.float32, device=query.device)
     return partials, weights, _arrivals(query.device)
@@ -127,11 +126,11 @@ def _scratch(
 def _arrivals(device: torch.device) -> torch.Tensor:
     """Counters of the splits done, int32 [_MAX_ARRIVALS]: zero between calls, as the last to arrive resets its own."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("decode_attention must have run with several splits before its capture")
+        raise RuntimeError("decode_attention must have run once on the device before its capture")
     return torch.zeros(_MAX_ARRIVALS, dtype=torch.int32, device=device)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_splits"])
+@triton.jit(do_not_specialize=["table_stride", "num_splits"], do_not_specialize_on_alignment=["rows"])
 def _decode_kernel(
     out: tl.tensor,
     partials: tl.tensor,

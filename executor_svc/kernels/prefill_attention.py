@@ -71,7 +71,7 @@ def prefill_attention(
     [num_segments], `starts` int32 [num_segments + 1] each segment's first token, `lengths` int32 [num_rows]: token i of
     segment s sees positions 0 to lengths[rows[s]] + i of its row. Tokens that belong to no segment keep what `out`
     held. `max_query_tiles` is query_tiles_for(...) where not given, and bounds the launch; `scale` is
-    1 / sqrt(head_dim) where not given.
+    1 / sqrt(head_dim) where not given. ValueError for a tensor that is not contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
@@ -113,7 +113,9 @@ def prefill_attention(
     return out
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_segments"])
+@triton.jit(
+    do_not_specialize=["table_stride", "num_segments"], do_not_specialize_on_alignment=["rows", "starts"]
+)
 def _prefill_kernel(
     out: tl.tensor,
     query: tl.tensor,

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch_harness import Hand, kv_cache_of, make_runner, random_tokens, save_checkpoint
 
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
-from executor_svc.graphs import DecodeBuckets, bucket_for, bucket_sizes
+from executor_svc.graphs import (
+    DecodeBuckets,
+    MixedBuckets,
+    bucket_for,
+    bucket_sizes,
+    mixed_shapes,
+    shape_for,
+)
 from executor_svc.model_runner import ModelRunner
 from executor_svc.plan import Prefill, RowSampling
 from executor_svc.torch_runner import TorchRunner
@@ -19,7 +26,7 @@ DUMMY = 99
 runs = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), max_size=5)
 
 
-@given(st.lists(st.integers(0, 98), max_size=6), runs, st.tuples(*[st.integers(0, 4)] * 3))
+@given(st.lists(st.integers(0, 59), max_size=6), runs, st.tuples(*[st.integers(0, 4)] * 3))
 def test_a_packed_batch_says_which_tokens_are_whose(
     decode_rows: list[int], runs: list[tuple[int, int]], padding: tuple[int, int, int]
 ) -> None:
@@ -66,6 +73,26 @@ def test_there_are_not_many_bucket_sizes() -> None:
     assert len(bucket_sizes(256)) < 35
 
 
+@given(st.integers(1, 300), st.integers(1, 5000), st.data())
+def test_a_mixed_shape_holds_the_batch_it_is_taken_for(
+    max_num_seqs: int, max_num_batched_tokens: int, data: st.DataObject
+) -> None:
+    shapes = mixed_shapes(max_num_seqs, max_num_batched_tokens)
+    assert len(set(shapes)) == len(shapes)
+    num_tokens = data.draw(st.integers(1, max_num_batched_tokens))
+    needed = BatchShape(
+        data.draw(st.integers(0, max_num_seqs)), data.draw(st.integers(1, min(num_tokens, 300))), num_tokens
+    )
+    shape = shape_for(needed, shapes)
+    if shape is None:
+        assert needed.num_decodes > 256 or needed.num_prefills > 64 or num_tokens > 2048
+        return
+    for name in BatchShape.__dataclass_fields__:
+        assert getattr(needed, name) <= getattr(shape, name)
+    assert shape.num_prefill_tokens <= max_num_batched_tokens
+    assert shape.num_decodes <= max_num_seqs
+
+
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchRunner]:
     folder = tmp_path_factory.mktemp("qwen3")
@@ -85,10 +112,12 @@ SAMPLINGS = [
 ]
 
 
-def generate(runner: TorchRunner, buckets: DecodeBuckets | None, num_rows: int) -> Hand:
+def generate(runner: TorchRunner, padded: bool, num_rows: int) -> Hand:
     """Some steps of several plans, with rows that end and begin between them."""
     runner.reset()
-    runner.model_runner.decode_steps = buckets
+    model_runner = runner.model_runner
+    model_runner.decode_steps = DecodeBuckets(model_runner, 14) if padded else None
+    model_runner.forward_steps = MixedBuckets(model_runner, 14, 200) if padded else None
     hand, rng = Hand(runner, num_rows), np.random.default_rng(num_rows)
     for row in range(num_rows):
         sampling = SAMPLINGS[row % len(SAMPLINGS)] if num_rows > 3 else RowSampling(temperature=0.8)
@@ -100,9 +129,12 @@ def generate(runner: TorchRunner, buckets: DecodeBuckets | None, num_rows: int) 
             hand.decode(row, int(rng.integers(1, steps + 1)))
         hand.run()
     hand.release(0)
-    hand.start(0, random_tokens(rng, 5))
-    hand.prefill(0)
-    hand.run()
+    hand.start(0, random_tokens(rng, 35), RowSampling(prompt_logprobs=1))
+    for count in (7, None):
+        hand.prefill(0, count)
+        for row in range(1, num_rows):
+            hand.decode(row)
+        hand.run()
     hand.decode(0, 4)
     hand.run()
     return hand
@@ -112,15 +144,15 @@ def generate(runner: TorchRunner, buckets: DecodeBuckets | None, num_rows: int) 
 def test_steps_over_static_padded_buffers_sample_what_exact_ones_do(
     runner: TorchRunner, num_rows: int
 ) -> None:
-    exact = generate(runner, None, num_rows)
-    padded = generate(runner, DecodeBuckets(runner.model_runner, 14), num_rows)
+    exact = generate(runner, False, num_rows)
+    padded = generate(runner, True, num_rows)
     for row in range(num_rows):
         assert padded.rows[row].token_ids == exact.rows[row].token_ids
         assert padded.rows[row].length == int(runner.model_runner.state.lengths[row])
 
 
 def test_padding_writes_to_the_dummy_row_s_slot_alone_and_leaves_it_as_it_was(runner: TorchRunner) -> None:
-    generate(runner, DecodeBuckets(runner.model_runner, 14), 9)
+    generate(runner, True, 9)
     state = runner.model_runner.state
     assert int(state.lengths[state.dummy_row]) == 0
     assert not state.token_ids[state.dummy_row].any()
@@ -145,7 +177,7 @@ def padded_forward(
 def test_a_mixed_pass_over_padded_buffers_gives_the_hidden_states_of_an_exact_one(
     runner: TorchRunner,
 ) -> None:
-    hand = generate(runner, None, 6)
+    hand = generate(runner, False, 6)
     rng = np.random.default_rng(1)
     for row in (7, 8):
         hand.start(row, random_tokens(rng, 12))

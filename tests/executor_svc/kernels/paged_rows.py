@@ -1,4 +1,4 @@
-"""Rows with known keys and values in shuffled blocks of a cache that holds NaN elsewhere, and their attention in float64."""
+"""Rows with known keys and values in shuffled blocks of a cache that else holds NaN; their attention in float64."""
 
 from dataclasses import dataclass
 

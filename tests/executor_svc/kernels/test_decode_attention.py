@@ -51,19 +51,19 @@ class Decodes(PagedRows):
         assert output.isfinite().all()
 
 
-@pytest.mark.parametrize("num_splits", [1, 2, 7, 40])
+@pytest.mark.parametrize("num_splits", [1, 2, 40])
 @pytest.mark.parametrize(("index", "seed"), [(index, SEED + index) for index in range(len(SHAPES))])
 def test_every_row_sees_its_own_context_and_nothing_else(
     index: int, seed: int, num_splits: int, device: torch.device
 ) -> None:
-    lengths = random.Random(seed).choices(range(1, 400), k=2)
-    batch = Decodes(seed, [1, *lengths, 64], SHAPES[index], device)
+    contexts = [random.Random(seed).randrange(65, 140), 64]
+    batch = Decodes(seed, contexts, SHAPES[index], device, padding=1)
     batch.check(batch.run(num_splits))
 
 
-@pytest.mark.parametrize("num_splits", [1, 3])
+@pytest.mark.parametrize("num_splits", [1, 7])
 def test_rows_give_the_same_bits_alone_together_and_again(num_splits: int, device: torch.device) -> None:
-    batch = Decodes(SEED, [3, 200, 64, 129, 1], QWEN, device)
+    batch = Decodes(SEED, [3, 100], QWEN, device)
     together = batch.run(num_splits)
     assert torch.equal(batch.run(num_splits), together)
     for token in range(len(batch.order)):

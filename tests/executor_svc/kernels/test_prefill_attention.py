@@ -72,30 +72,29 @@ def test_every_token_sees_what_came_before_it_and_nothing_else(
     index: int, seed: int, device: torch.device
 ) -> None:
     rng = random.Random(seed)
-    some = [(rng.randrange(200), rng.randrange(1, 90)) for _ in range(2)]
-    batch = Prefills(seed, [(0, 1), (0, 70), (130, 1), *some], SHAPES[index], device, padding=3)
+    segments = [(0, 1), (0, rng.randrange(2, 50)), (rng.randrange(1, 120), rng.randrange(1, 50))]
+    batch = Prefills(seed, segments, SHAPES[index], device, padding=3)
     batch.check(batch.run(padding=5))
 
 
-@pytest.mark.parametrize("queries", [16, 64])
-def test_tiles_of_queries_change_no_number(queries: int, device: torch.device) -> None:
-    batch = Prefills(SEED, [(0, 100), (70, 33)], Shape(5, 1, 64, 16, torch.float32), device)
-    output = batch.run(PrefillConfig(queries, 32, 4, 2))
-    batch.check(output)
-    torch.testing.assert_close(output, batch.run(PrefillConfig(32, 32, 4, 2)), rtol=1e-6, atol=1e-6)
+def test_tiles_of_queries_change_no_number(device: torch.device) -> None:
+    batch = Prefills(SEED, [(0, 30), (40, 33)], Shape(5, 1, 64, 16, torch.float32), device)
+    small, large = (batch.run(PrefillConfig(queries, 32, 4, 2)) for queries in (16, 64))
+    batch.check(small)
+    torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-5)
 
 
-def test_many_segments_of_a_few_tokens_find_their_rows(device: torch.device) -> None:
-    segments = [(index % 5, 1 + index % 3) for index in range(150)]
-    batch = Prefills(SEED, segments, Shape(2, 1, 32, 16, torch.float32), device, padding=9)
+def test_segments_among_many_empty_ones_find_their_rows(device: torch.device) -> None:
+    segments = [(index % 5, 2 if index % 9 == 8 else 0) for index in range(135)]
+    batch = Prefills(SEED, segments, Shape(2, 1, 32, 16, torch.float32), device, padding=1)
     batch.check(batch.run())
 
 
 def test_chunks_give_the_numbers_of_the_whole(device: torch.device) -> None:
-    batch = Prefills(SEED, [(0, 150)], QWEN, device)
+    batch = Prefills(SEED, [(0, 100)], QWEN, device)
     whole = batch.run()
     arguments = batch.key_cache, batch.value_cache, batch.tables, batch.rows_on_device
-    for first, stop in [(0, 30), (30, 97), (97, 150)]:
+    for first, stop in [(0, 30), (30, 81), (81, 100)]:
         batch.lengths.copy_(batch.int32([first, 0]))
         chunk = batch.query[first:stop].to(device)
         output = prefill_attention(chunk, *arguments, batch.int32([0, stop - first]), batch.lengths)
@@ -135,12 +134,12 @@ def test_a_graph_serves_other_segments_than_it_was_captured_with() -> None:
             captured.starts_on_device,
             captured.lengths,
         )
-    captured.segments = [(10, 290), (20, 120)]
-    row_counts = [captured.segments[row][1] for row in captured.order]
-    captured.starts = [0, row_counts[0], row_counts[0] + row_counts[1]]
-    captured.starts_on_device.copy_(captured.int32([*captured.starts, *captured.starts[-1:] * 2]))
-    captured.lengths.copy_(captured.int32([10, 20, 0]))
+    captured.segments = [(10, 290), (60, 80)]
+    captured.starts = [0]
+    for row in captured.order:
+        captured.starts.append(captured.starts[-1] + captured.segments[row][1])
+    captured.starts_on_device.copy_(captured.int32(captured.starts + captured.starts[-1:] * 2))
+    captured.lengths.copy_(captured.int32([10, 60, 0]))
     output.fill_(torch.nan)
-    query[: captured.starts[-1]] = captured.query[: captured.starts[-1]].cuda()
     graph.replay()
     captured.check(output)
