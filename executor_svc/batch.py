@@ -16,8 +16,8 @@ from executor_svc.runner import RunnerLimits
 from executor_svc.staging import StagingRing, upload
 from nanoserve.arrays import Int32Array
 
-# A plan takes two slots of the ring at most, and a forward pass one.
-_SLOTS_PER_PLAN = 3
+# A plan takes as many slots of the ring at most, and each of its passes one more.
+_SLOTS_PER_PLAN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class BatchState:
         """For rows that have one: ids (int64) and addends."""
         self.end_token_ids: dict[int, torch.Tensor] = {}
         """For rows that may not sample them yet: int64."""
-        num_slots = _SLOTS_PER_PLAN * (limits.max_plans_in_flight + 1)
+        # Enough for the plans in flight, and one more.
+        num_slots = (_SLOTS_PER_PLAN + limits.max_num_decode_steps) * (limits.max_plans_in_flight + 1)
         self.staging = StagingRing(num_slots, device, torch.cuda.Event if device.type == "cuda" else None)
         self._num_blocks: Int32Array = np.zeros(num_rows, np.int32)
 
@@ -122,12 +123,12 @@ class BatchState:
 
     def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
         """Appends in order; a row may get several."""
-        cells = np.empty(len(rows), np.int64)
-        width = self.block_tables.shape[1]
-        for index, row in enumerate(rows.tolist()):
-            cells[index] = row * width + self._num_blocks[row]
-            self._num_blocks[row] += 1
-        device_cells, device_ids = self.staging.upload([cells, block_ids])
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        turns = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+        cells = ordered.astype(np.int64) * self.block_tables.shape[1] + self._num_blocks[ordered] + turns
+        np.add.at(self._num_blocks, rows, 1)
+        device_cells, device_ids = self.staging.upload([cells, block_ids[order]])
         self.block_tables.view(-1).index_copy_(0, device_cells, device_ids)
 
     def _count_known(self, row: int, num_tokens: int, num_prompt_tokens: int) -> None:

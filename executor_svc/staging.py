@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 # Every part of an upload begins at a multiple of this, so that it can be read as any type.
 _ALIGNMENT = 8
-_FIRST_CAPACITY_BYTES = 2**18
+_FIRST_CAPACITY_BYTES = 2**16
 
 
 class Event(Protocol):

@@ -21,19 +21,20 @@ class StaticStep:
         """`body` reads the batch, and writes only to tensors that live as long as the step. At first all is padding."""
         self._state = state
         self._body = body
-        self._held = pack_batch(shape, _NO_ROWS, (), state.dummy_row)
-        self._packed = torch.tensor(self._held, device=state.device)
+        self._held: tuple[Int32Array, Sequence[Prefill]] = _NO_ROWS, ()
+        self._packed = torch.tensor(pack_batch(shape, *self._held, state.dummy_row), device=state.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self.batch = ForwardBatch.of(shape, self._packed)
 
     def load(self, decode_rows: Int32Array, prefills: Sequence[Prefill]) -> None:
-        """Sets the batch, which must fit into the shape; uploads it only where it is another than before."""
-        packed = pack_batch(self.batch.shape, decode_rows, prefills, self._state.dummy_row)
-        if np.array_equal(packed, self._held):
+        """Sets the batch, which must fit into the shape; decode rows alone are uploaded only where they change."""
+        held_rows, held_prefills = self._held
+        if not prefills and not held_prefills and np.array_equal(decode_rows, held_rows):
             return
+        packed = pack_batch(self.batch.shape, decode_rows, prefills, self._state.dummy_row)
         (staged,) = self._state.staging.upload([packed])
         self._packed.copy_(staged)
-        self._held = packed
+        self._held = decode_rows, prefills
 
     def compute(self) -> None:
         """Computes what was loaded, on the current stream."""
