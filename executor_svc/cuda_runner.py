@@ -83,9 +83,11 @@ class CudaRunner:
 
     def reset(self) -> None:
         """Clears all rows and any failure. No step is unfinished, but those behind a failure were never waited for."""
-        if self.fatal.is_set():
+        try:
+            torch.cuda.synchronize(self.model_runner.state.device)
+        except RuntimeError as error:
+            self._fail(0, error, "reset")
             return
-        torch.cuda.synchronize(self.model_runner.state.device)
         self.model_runner.state.clear()
         self._failure = None
         self._last_waited = None
