@@ -75,15 +75,13 @@ class ModelRunner:
         """
         plan = step.plan
         prefills = plan.prefills if sub_step == 0 else _NO_PREFILLS
-        going_on = plan.decode_row_steps > sub_step
-        rows, positions = plan.decode_rows[going_on], step.decode_positions[going_on] + np.int32(sub_step)
+        rows, positions = _decode_rows(step, sub_step)
         masks = {mask.row: mask.allowed for mask in plan.masks}
+        sampling = SamplingRows(self.state, rows, positions + np.int32(1), masks)
         if self.decode_steps is not None and len(rows) and not prefills:
-            tensors = self._decode(
-                self.decode_steps, SamplingRows(self.state, rows, positions + np.int32(1), masks)
-            )
+            tensors = self._decode(self.decode_steps, sampling)
         else:
-            tensors = self._compute(prefills, SamplingRows(self.state, rows, positions + np.int32(1), masks))
+            tensors = self._compute(prefills, sampling)
         if self.slot_tokens is not None:
             starts = plan.starts if sub_step == 0 else ()
             self.slot_tokens.check(self.state, claimed_lengths(starts, prefills, rows, positions))
@@ -217,6 +215,15 @@ class ModelRunner:
                 targets = self.state.token_ids[row, position + 1 : stop + 1].long()
                 slices.append((row, position + 1, token_logprobs(logits, targets, alternatives)))
         return tuple(slices)
+
+
+def _decode_rows(step: Step, sub_step: int) -> tuple[Int32Array, Int32Array]:
+    """The rows that decode in a sub-step, and the positions that they compute."""
+    plan = step.plan
+    if plan.num_decode_steps == 1:
+        return plan.decode_rows, step.decode_positions
+    going_on = plan.decode_row_steps > sub_step
+    return plan.decode_rows[going_on], step.decode_positions[going_on] + np.int32(sub_step)
 
 
 def _sampling(

@@ -1,7 +1,6 @@
 """How small arrays of the host get to the device without a wait: pinned buffers in a ring."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +10,11 @@ from numpy.typing import NDArray
 # Every part of an upload begins at a multiple of this, so that it can be read as any type.
 _ALIGNMENT = 8
 _FIRST_CAPACITY_BYTES = 2**16
+_TORCH_TYPES = {
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+}
 
 
 class Event(Protocol):
@@ -23,14 +27,20 @@ class Event(Protocol):
         """Returns when the device has passed the point."""
 
 
-@dataclass(slots=True)
 class _Slot:
-    host: torch.Tensor
-    """uint8, pinned on CUDA."""
-    device: torch.Tensor
-    """uint8 of the same size; the host's own on the CPU."""
-    event: Event | None
-    """Behind the last copy from `host`; None on the CPU."""
+    """A buffer on the host, pinned on CUDA, and one on the device: on the CPU the same."""
+
+    def __init__(self, capacity: int, device: torch.device, event: Event | None) -> None:
+        self.capacity = capacity
+        self.event = event
+        """Behind the last copy; None on the CPU."""
+        pinned = device.type == "cuda"
+        self.host = torch.empty(capacity, dtype=torch.uint8, pin_memory=pinned)
+        self.device = torch.empty(capacity, dtype=torch.uint8, device=device) if pinned else self.host
+        # Made once, as they are what an upload of a few numbers would else spend its time on.
+        array = self.host.numpy()
+        self.arrays = {kind: array.view(kind) for kind in _TORCH_TYPES}
+        self.tensors = {kind: self.device.view(torch_type) for kind, torch_type in _TORCH_TYPES.items()}
 
 
 class StagingRing:
@@ -45,32 +55,28 @@ class StagingRing:
     ) -> None:
         """`make_event` None: there are none to wait for, copies being done when they return, as on the CPU."""
         self._device = device
-        self._pinned = device.type == "cuda"
-        self._slots = [
-            self._slot(_FIRST_CAPACITY_BYTES, None if make_event is None else make_event())
-            for _ in range(num_slots)
-        ]
+        events = (None if make_event is None else make_event() for _ in range(num_slots))
+        self._slots = [_Slot(_FIRST_CAPACITY_BYTES, device, event) for event in events]
         self._next = 0
 
     def upload(self, parts: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
-        """One-dimensional tensors on the device, of the arrays' types and numbers.
+        """One-dimensional tensors on the device, with the numbers of the arrays: int32, int64 or float32.
 
         They are views of the slot: good for work queued before the ring has gone round.
         """
         firsts, end = [], 0
         for part in parts:
-            firsts.append(end)
+            firsts.append(end // part.itemsize)
             end += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
         slot = self._take(end)
-        filled = slot.host.numpy()
         for first, part in zip(firsts, parts, strict=True):
-            filled[first : first + part.nbytes] = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            slot.arrays[part.dtype][first : first + len(part)] = part
         if slot.device is not slot.host:
             slot.device[:end].copy_(slot.host[:end], non_blocking=True)
         if slot.event is not None:
             slot.event.record()
         return [
-            slot.device[first : first + part.nbytes].view(_TORCH_TYPES[part.dtype.name])
+            slot.tensors[part.dtype][first : first + len(part)]
             for first, part in zip(firsts, parts, strict=True)
         ]
 
@@ -80,17 +86,10 @@ class StagingRing:
         slot = self._slots[index]
         if slot.event is not None:
             slot.event.synchronize()
-        if num_bytes > len(slot.host):
-            slot = self._slots[index] = self._slot(2 ** (num_bytes - 1).bit_length(), slot.event)
+        if num_bytes > slot.capacity:
+            capacity = 2 ** (num_bytes - 1).bit_length()
+            slot = self._slots[index] = _Slot(capacity, self._device, slot.event)
         return slot
-
-    def _slot(self, capacity: int, event: Event | None) -> _Slot:
-        host = torch.empty(capacity, dtype=torch.uint8, pin_memory=self._pinned)
-        device = torch.empty(capacity, dtype=torch.uint8, device=self._device) if self._pinned else host
-        return _Slot(host, device, event)
-
-
-_TORCH_TYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 
 
 def upload(array: NDArray[Any], device: torch.device) -> torch.Tensor:
