@@ -73,7 +73,9 @@ class CudaRunner:
         self.fatal = threading.Event()
         self.model_runner = model_runner
         self.copy_stream = torch.cuda.Stream(model_runner.state.device)
+        # Of queueing a step, and of waiting for one: those queued before another failed to be are still good.
         self._failure: StepFailure | None = None
+        self._late_failure: StepFailure | None = None
         num_slots = limits.max_plans_in_flight * limits.max_num_decode_steps + 2
         self._slots = [self._make_slot() for _ in range(num_slots)]
         # Taken by the launching thread, given back by the waiting one.
@@ -89,7 +91,7 @@ class CudaRunner:
             self._fail(0, error, "reset")
             return
         self.model_runner.state.clear()
-        self._failure = None
+        self._failure = self._late_failure = None
         self._last_waited = None
         for slot in self._slots:
             slot.kept = None
@@ -109,15 +111,18 @@ class CudaRunner:
         return launched
 
     def finish(self, step_id: int, sub_step: _SubStep) -> SubStepOutput:
-        """Waits for the results of a sub-step; called for each in order."""
+        """Waits for the results of a sub-step; called for each in order. Once it has failed it fails for all behind."""
+        if self._late_failure is not None:
+            raise self._late_failure
         slot, last = sub_step.slot, self._last_waited
         try:
             slot.copied.synchronize()
             device_ns = _elapsed_ns(slot.start, slot.end)
             idle_ns = 0 if last is None else _elapsed_ns(last.end, slot.start)
+            output = to_output(sub_step.output, device_ns, idle_ns)
         except Exception as error:
-            raise self._fail(step_id, error, "") from error
-        output = to_output(sub_step.output, device_ns, idle_ns)
+            self._late_failure = self._fail(step_id, error, "")
+            raise self._late_failure from error
         slot.kept = None
         self._last_waited = slot
         if last is not None:
