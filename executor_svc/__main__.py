@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import select
 import signal
 import socket
 import sys
@@ -27,13 +28,14 @@ from nanoserve.checkpoint import (
 from nanoserve.logs import configure_logs
 
 _STOP_GRACE_SECONDS = 5.0
+_FATAL_POLL_SECONDS = 0.25
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs an executor until it is told to stop.
 
-    0 after a signal, 1 where it cannot start or a step does not end, 2 for a wrong flag.
+    0 after a signal, 1 where it cannot start, a step does not end or the device is lost, 2 for a wrong flag.
     """
     for number in _SIGNALS:
         # Until there is something to stop, a signal just ends the process.
@@ -54,13 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.info(
             "listening", address=server.address, device=runner.device, instance_id=identity.instance_id
         )
-        received.recv(1)
-        logger.info("stopping")
-        if not server.stop(_STOP_GRACE_SECONDS):
+        _wait_for_end(received, runner)
+        logger.info("stopping", device_lost=runner.fatal.is_set())
+        stopped = server.stop(_STOP_GRACE_SECONDS)
+        if not stopped:
             logger.error("stop_failed", reason="a step does not end, or the runner could not be freed")
-            # A return would wait for the threads that wait for the device.
+        if runner.fatal.is_set() or not stopped:
+            # A return would wait for the threads that wait for the device, or free what the device no longer has.
             os._exit(1)
     return 0
+
+
+def _wait_for_end(received: socket.socket, runner: StepRunner) -> None:
+    """Returns when a signal has come or the device is lost, which is noticed a moment later."""
+    while not runner.fatal.is_set():
+        if select.select([received], [], [], _FATAL_POLL_SECONDS)[0]:
+            return
 
 
 @contextlib.contextmanager
@@ -86,7 +97,7 @@ def build_runner(config: ExecutorConfig) -> tuple[StepRunner, Identity]:
     """Builds what the flags ask for, ready to run. CheckpointError or ValueError, one line, where it cannot be."""
     if not config.virtual:
         model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
-        from executor_svc.torch_runner import build_torch_runner
+        from executor_svc.build import build_torch_runner
 
         return build_torch_runner(config, model_dir), _identity(model_dir)
     try:

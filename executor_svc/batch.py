@@ -1,87 +1,23 @@
-"""The batch that lives on the device: for each row its block table, its tokens and how it samples.
+"""The batch that lives on the device: for each row its block table, its tokens, its length and how it samples.
 
-One thread owns it. Numbers that only decide which work a step needs are kept on the host beside it.
+One thread owns it. Plans change it through pinned staging, steps change it on the device. Numbers that only decide
+which work a step needs are kept on the host beside it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from executor_svc.noise import seed_as_int64
-from executor_svc.plan import RowSampling, StartRow, StepPlan
+from executor_svc.plan import StartRow, StepPlan
+from executor_svc.row_params import RowNeeds, RowParams
 from executor_svc.runner import RunnerLimits
+from executor_svc.staging import StagingRing, upload
 from nanoserve.arrays import Int32Array
 
-BoolArray = NDArray[np.bool_]
-
-
-class RowParams:
-    """Sampling parameters on the device, each [max_num_seqs]."""
-
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.temperature = torch.zeros(num_rows, device=device)
-        self.top_p = torch.ones(num_rows, device=device)
-        self.min_p = torch.zeros(num_rows, device=device)
-        self.repetition_penalty = torch.ones(num_rows, device=device)
-        self.frequency_penalty = torch.zeros(num_rows, device=device)
-        self.presence_penalty = torch.zeros(num_rows, device=device)
-        self.top_k = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
-
-    def put(self, rows: torch.Tensor, starts: tuple[StartRow, ...]) -> None:
-        """Sets the parameters of started rows; `rows` int64 [num_starts]."""
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "frequency_penalty",
-            "presence_penalty",
-            "top_k",
-        ):
-            target: torch.Tensor = getattr(self, name)
-            values = [getattr(start.sampling, name) for start in starts]
-            target[rows] = torch.tensor(values, dtype=target.dtype, device=target.device)
-        seeds = [seed_as_int64(start.seed) for start in starts]
-        self.seeds[rows] = torch.tensor(seeds, device=self.seeds.device)
-
-
-class RowNeeds:
-    """On the host: what each row asks for, so that a step does only the work that one of its rows needs."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.draws: BoolArray = np.zeros(num_rows, np.bool_)
-        """Samples with noise, rather than greedily."""
-        self.top_k_or_p: BoolArray = np.zeros(num_rows, np.bool_)
-        self.min_p: BoolArray = np.zeros(num_rows, np.bool_)
-        self.penalties: BoolArray = np.zeros(num_rows, np.bool_)
-        self.logit_bias: BoolArray = np.zeros(num_rows, np.bool_)
-        self.reports_gap: BoolArray = np.zeros(num_rows, np.bool_)
-        self.first_end_position: Int32Array = np.zeros(num_rows, np.int32)
-        """Position from which on the row's end tokens may be sampled."""
-        self.num_prompt_tokens: Int32Array = np.zeros(num_rows, np.int32)
-        self.logprobs: Int32Array = np.full(num_rows, -1, np.int32)
-        """Alternatives to report with each sampled token; -1: report nothing."""
-        self.prompt_logprobs: Int32Array = np.full(num_rows, -1, np.int32)
-
-    def put(self, start: StartRow) -> None:
-        """Sets what a started row needs."""
-        row, sampling = start.row, start.sampling
-        draws = sampling.temperature > 0
-        self.draws[row] = draws
-        # Greedy rows take the best token, which these filters always keep.
-        self.top_k_or_p[row] = draws and (sampling.top_k > 0 or sampling.top_p < 1)
-        self.min_p[row] = draws and sampling.min_p > 0
-        self.penalties[row] = has_penalties(sampling)
-        self.logit_bias[row] = len(sampling.logit_bias_ids) > 0
-        self.reports_gap[row] = sampling.report_gap
-        limited = sampling.min_tokens > 0 and len(sampling.end_token_ids) > 0
-        self.first_end_position[row] = start.num_prompt_tokens + sampling.min_tokens if limited else 0
-        self.num_prompt_tokens[row] = start.num_prompt_tokens
-        self.logprobs[row] = -1 if sampling.logprobs is None else sampling.logprobs
-        self.prompt_logprobs[row] = -1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs
+# A plan takes as many slots of the ring at most, and each of its passes one more.
+_SLOTS_PER_PLAN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +31,21 @@ class TokenCounts:
 
 
 class BatchState:
-    """All rows. Changed by plans, and by the tokens that steps sample."""
+    """All rows, and behind the last one the dummy row that padding computes: of length 0, in block 0.
+
+    Changed by plans, and by the tokens that steps sample.
+    """
 
     def __init__(self, limits: RunnerLimits, device: torch.device) -> None:
-        num_rows = limits.max_num_seqs
+        self.dummy_row = limits.max_num_seqs
+        num_rows = limits.max_num_seqs + 1
         max_blocks = -(-limits.max_model_len // limits.block_size)
         self.device = device
         self.vocab_size = limits.vocab_size
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
         self.token_ids = torch.zeros(num_rows, limits.max_model_len, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        """Positions whose keys and values are computed."""
         self.params = RowParams(num_rows, device)
         self.needs = RowNeeds(num_rows)
         self.counts: TokenCounts | None = None
@@ -111,6 +53,10 @@ class BatchState:
         self.logit_bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """For rows that have one: ids (int64) and addends."""
         self.end_token_ids: dict[int, torch.Tensor] = {}
+        """For rows that may not sample them yet: int64."""
+        # Enough for the plans in flight, and one more.
+        num_slots = (_SLOTS_PER_PLAN + limits.max_num_decode_steps) * (limits.max_plans_in_flight + 1)
+        self.staging = StagingRing(num_slots, device, torch.cuda.Event if device.type == "cuda" else None)
         self._num_blocks: Int32Array = np.zeros(num_rows, np.int32)
 
     def clear(self) -> None:
@@ -128,59 +74,93 @@ class BatchState:
         if len(plan.new_block_rows):
             self._append_blocks(plan.new_block_rows, plan.new_block_ids)
 
-    def record(self, rows: Int32Array, positions: Int32Array, token_ids: torch.Tensor) -> None:
-        """Writes back sampled tokens: `token_ids` int64 [num_rows] on the device, one at each row's position."""
-        device_rows = torch.tensor(rows, device=self.device)
-        self.token_ids[device_rows, torch.tensor(positions, device=self.device)] = token_ids.int()
+    def upload(self, array: np.ndarray) -> torch.Tensor:
+        """A tensor of its own on the batch's device."""
+        return upload(array, self.device)
+
+    def advance(self, rows: torch.Tensor, counts: torch.Tensor) -> None:
+        """Adds the positions that a pass has computed: int32 [n] each, `rows` none twice but for the dummy."""
+        self.lengths.index_add_(0, rows, counts)
+        self.lengths[self.dummy_row :].zero_()
+
+    def count(self, rows: Int32Array, token_ids: torch.Tensor) -> None:
+        """Notes sampled tokens (int32 [num_rows], on the device) for the rows that have penalties."""
         penalised = np.flatnonzero(self.needs.penalties[rows])
         if len(penalised) and self.counts is not None:
-            chosen = torch.tensor(penalised, device=self.device)
-            self.counts.seen[device_rows[chosen], token_ids[chosen]] = True
-            self.counts.output[device_rows[chosen], token_ids[chosen]] += 1
+            device_rows = self.upload(rows[penalised]).long()
+            tokens = token_ids[self.upload(penalised)].long()
+            self.counts.seen[device_rows, tokens] = True
+            self.counts.output[device_rows, tokens] += 1
 
     def _start(self, starts: tuple[StartRow, ...]) -> None:
-        self.params.put(torch.tensor([start.row for start in starts], device=self.device), starts)
         for start in starts:
-            row, sampling = start.row, start.sampling
             self.needs.put(start)
-            token_ids = self._upload(start.token_ids)
-            self.token_ids[row, : len(token_ids)] = token_ids
-            self.block_tables[row, : len(start.block_table)] = self._upload(start.block_table)
-            self._num_blocks[row] = len(start.block_table)
-            if self.needs.penalties[row]:
-                self._count(row, token_ids.long(), start.num_prompt_tokens)
-            if len(sampling.logit_bias_ids):
-                ids = self._upload(sampling.logit_bias_ids).long()
-                self.logit_bias[row] = ids, torch.tensor(sampling.logit_bias, device=self.device)
-            self.end_token_ids[row] = self._upload(sampling.end_token_ids).long()
+            self._num_blocks[start.row] = len(start.block_table)
+        tokens = _Runs([(start.row, start.token_ids) for start in starts], self.token_ids)
+        blocks = _Runs([(start.row, start.block_table) for start in starts], self.block_tables)
+        rows = np.array([start.row for start in starts], np.int64)
+        lengths = np.array([start.num_computed_tokens for start in starts], np.int32)
+        device_rows, device_lengths, reals, integers, *runs = self.staging.upload(
+            [rows, lengths, *self.params.pack(starts), *tokens.parts, *blocks.parts]
+        )
+        self.lengths.index_copy_(0, device_rows, device_lengths)
+        self.params.put(device_rows, reals, integers)
+        tokens.write(*runs[:3])
+        blocks.write(*runs[3:])
+        for start in starts:
+            self._put_rare(start)
+
+    def _put_rare(self, start: StartRow) -> None:
+        """What few rows have, of one row."""
+        row, sampling = start.row, start.sampling
+        if self.needs.penalties[row]:
+            self._count_known(row, len(start.token_ids), start.num_prompt_tokens)
+        if len(sampling.logit_bias_ids):
+            ids = self.upload(sampling.logit_bias_ids).long()
+            self.logit_bias[row] = ids, self.upload(sampling.logit_bias)
+        if self.needs.first_end_position[row] > 0:
+            self.end_token_ids[row] = self.upload(sampling.end_token_ids).long()
 
     def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
         """Appends in order; a row may get several."""
-        columns = np.empty_like(rows)
-        for index, row in enumerate(rows.tolist()):
-            columns[index] = self._num_blocks[row]
-            self._num_blocks[row] += 1
-        self.block_tables[self._upload(rows), self._upload(columns)] = self._upload(block_ids)
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        turns = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+        cells = ordered.astype(np.int64) * self.block_tables.shape[1] + self._num_blocks[ordered] + turns
+        np.add.at(self._num_blocks, rows, 1)
+        device_cells, device_ids = self.staging.upload([cells, block_ids[order]])
+        self.block_tables.view(-1).index_copy_(0, device_cells, device_ids)
 
-    def _count(self, row: int, token_ids: torch.Tensor, num_prompt_tokens: int) -> None:
-        """Counts the tokens that a row starts with; `token_ids` int64 [num_tokens]."""
+    def _count_known(self, row: int, num_tokens: int, num_prompt_tokens: int) -> None:
+        """Counts the tokens that a row starts with."""
         if self.counts is None:
-            shape = (len(self.block_tables), self.vocab_size)
+            shape = (self.dummy_row, self.vocab_size)
             self.counts = TokenCounts(
                 seen=torch.zeros(shape, dtype=torch.bool, device=self.device),
                 output=torch.zeros(shape, dtype=torch.int32, device=self.device),
             )
-        self.counts.seen[row] = False
-        self.counts.seen[row, token_ids] = True
+        token_ids = self.token_ids[row, :num_tokens].long()
+        self.counts.seen[row].zero_().index_fill_(0, token_ids, True)
         output = token_ids[num_prompt_tokens:]
-        self.counts.output[row] = torch.bincount(output, minlength=self.vocab_size).int()
-
-    def _upload(self, array: Int32Array) -> torch.Tensor:
-        return torch.tensor(array, dtype=torch.int32, device=self.device)
+        self.counts.output[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
 
-def has_penalties(sampling: RowSampling) -> bool:
-    """Whether any penalty of the row is not neutral."""
-    return (
-        sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0 or sampling.presence_penalty != 0
-    )
+class _Runs:
+    """For some rows of a table, [num_rows, width], what to write from their first column on: the cells of one write."""
+
+    def __init__(self, runs: Sequence[tuple[int, Int32Array]], table: torch.Tensor) -> None:
+        self._table = table
+        counts = np.array([len(values) for _, values in runs], np.int64)
+        before = np.cumsum(counts) - counts
+        rows = np.array([row for row, _ in runs], np.int64)
+        self._total = int(counts.sum())
+        self.parts = (rows * table.shape[1] - before, counts, np.concatenate([values for _, values in runs]))
+        """To be uploaded: each run's cell less its place among the values, its number of values, all values."""
+
+    def write(self, bases: torch.Tensor, counts: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes, being given what was uploaded of `parts`."""
+        if self._total:
+            # The number is given, so that the host need not learn it from the device.
+            base = bases.repeat_interleave(counts, output_size=self._total)
+            cells = base + torch.arange(self._total, device=self._table.device)
+            self._table.view(-1).index_copy_(0, cells, values)

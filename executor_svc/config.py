@@ -22,7 +22,7 @@ _NOT_NEGATIVE = ("virtual_step_ms", "virtual_token_us", "virtual_kv_token_ns")
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "attention_backend": ("auto", "reference"),
+    "attention_backend": ("auto", "triton", "reference"),
     "load_format": ("auto", "dummy"),
     "log_level": _LOG_LEVELS,
 }
@@ -147,8 +147,13 @@ def _add_model_flags(group: Any) -> None:
         choices=_CHOICES["dtype"],
     )
     _add(group, "tensor_parallel_size", "devices that share the model", type=int, metavar="N")
-    _add(group, "attention_backend", "attention code", choices=_CHOICES["attention_backend"])
-    _add(group, "enforce_eager", "run without CUDA graphs, of which there are none yet", action="store_true")
+    _add(
+        group,
+        "attention_backend",
+        "code between the matrix products; auto: triton on a GPU that it serves, else reference",
+        choices=_CHOICES["attention_backend"],
+    )
+    _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")
     _add(group, "load_format", "dummy: random weights, none read", choices=_CHOICES["load_format"])
     _add(group, "seed", "seed of the dummy weights", type=int, metavar="N")
     _add(group, "verify", "check in each step that KV slots hold the tokens claimed", action="store_true")

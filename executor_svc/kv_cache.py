@@ -1,5 +1,7 @@
 """The paged KV cache: for each layer, keys and values of every slot of every block."""
 
+import math
+
 import torch
 
 from executor_svc.host_memory import available_bytes
@@ -15,49 +17,49 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        model: ModelConfig,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.num_blocks = num_blocks
         self.block_size = block_size
-        shape = (num_blocks, block_size, model.num_key_value_heads, model.head_dim)
-        layers = range(model.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self._shape = (block_size, model.num_key_value_heads, model.head_dim)
+        self._num_layers = model.num_hidden_layers
+        self._dtype, self._device = dtype, device
+        self.num_blocks = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.allocate(num_blocks)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        return 2 * self._num_layers * math.prod(self._shape) * self._dtype.itemsize
+
+    def allocate(self, num_blocks: int) -> None:
+        """Makes the cache one of so many blocks, all zero; RuntimeError or MemoryError where they do not fit."""
+        self.keys, self.values = [], []
+        shape = (num_blocks, *self._shape)
+        self.keys = [
+            torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._num_layers)
+        ]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.num_blocks = num_blocks
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
-        """Puts [num_tokens, num_kv_heads, head_dim] of each into `slots`: int64 [num_tokens], none twice."""
+        """Puts [num_tokens, num_kv_heads, head_dim] of each into `slots`: int64 [num_tokens]."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, key)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, value)
 
 
-def block_bytes(model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block in all layers."""
-    numbers = 2 * model.num_hidden_layers * block_size * model.num_key_value_heads * model.head_dim
-    return numbers * dtype.itemsize
+def cpu_num_blocks(bytes_per_block: int, most_useful: int) -> int:
+    """On the CPU: blocks, block 0 included, for a quarter of what memory is available, at most 2 GiB, or all useful."""
+    return num_blocks_within(min(available_bytes() // 4, _CPU_CACHE_BYTES), bytes_per_block, most_useful)
 
 
-def default_num_blocks(
-    bytes_per_block: int, most_useful: int, device: torch.device, utilization: float
-) -> int:
-    """As many blocks as memory allows, block 0 included, but no more than `most_useful`.
-
-    On CUDA `utilization` of the memory now free; on the CPU a quarter of what is available, at most 2 GiB.
-    ValueError, naming the flag, where not even two fit.
-    """
-    if device.type == "cuda":
-        # The rest is for activations and for the scratch of sampling, which slices of rows bound at some 200 MB.
-        budget = int(torch.cuda.mem_get_info(device)[0] * utilization)
-    else:
-        budget = min(available_bytes() // 4, _CPU_CACHE_BYTES)
-    num_blocks = min(budget // bytes_per_block, most_useful)
+def num_blocks_within(budget_bytes: int, bytes_per_block: int, most_useful: int) -> int:
+    """As many blocks as fit, but no more than `most_useful`; ValueError, naming the flag, where not even two fit."""
+    num_blocks = min(budget_bytes // bytes_per_block, most_useful)
     if num_blocks < 2:
         raise ValueError(
-            f"--num-kv-blocks: {budget} bytes of memory hold fewer than 2 blocks of {bytes_per_block} bytes; "
+            f"--num-kv-blocks: {budget_bytes} bytes of memory hold fewer than 2 blocks of {bytes_per_block} bytes; "
             "choose a smaller --block-size, or give the number"
         )
     return num_blocks

@@ -1,5 +1,6 @@
 """Log-probabilities from raw logits: of given tokens, and of the likeliest alternatives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ MAX_PROMPT_SLICE = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """On the device; alternatives are [num_tokens, num_alternatives], likeliest first, the rest [num_tokens]."""
+    """Alternatives are [num_tokens, num_alternatives], likeliest first, the rest [num_tokens]."""
 
     token_logprobs: torch.Tensor
     token_ranks: torch.Tensor
@@ -21,13 +22,22 @@ class TokenLogprobs:
     alternative_ids: torch.Tensor
     alternative_logprobs: torch.Tensor
 
-    def to_host(self) -> tuple[Float32Array, Int32Array, Int32Array, Float32Array]:
-        """The four arrays, in the order of the fields; logarithms float32, the others int32."""
+    def to(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "TokenLogprobs":
+        """The same with what `copy` makes of every tensor."""
+        return TokenLogprobs(
+            copy(self.token_logprobs),
+            copy(self.token_ranks),
+            copy(self.alternative_ids),
+            copy(self.alternative_logprobs),
+        )
+
+    def arrays(self) -> tuple[Float32Array, Int32Array, Int32Array, Float32Array]:
+        """The four, which must be on the host, in the order of the fields; logarithms float32, the others int32."""
         return (
-            self.token_logprobs.cpu().numpy(),
-            self.token_ranks.int().cpu().numpy(),
-            self.alternative_ids.int().cpu().numpy(),
-            self.alternative_logprobs.cpu().numpy(),
+            self.token_logprobs.numpy(),
+            self.token_ranks.int().numpy(),
+            self.alternative_ids.int().numpy(),
+            self.alternative_logprobs.numpy(),
         )
 
 

@@ -1,86 +1,72 @@
-"""Runs one sub-step of a step at a time, from the batch state to sampled tokens, on the thread that calls it."""
+"""Runs one sub-step of a step at a time, from the batch state to sampled tokens, on the thread that calls it.
+
+On CUDA nothing here waits for the device, but for the check of `slot_tokens`.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from executor_svc.attention import AttentionBackend, AttentionContext, PrefillSpan
+from executor_svc.attention import AttentionContext
 from executor_svc.batch import BatchState
+from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
 from executor_svc.logprobs import MAX_PROMPT_SLICE, TokenLogprobs, token_logprobs
-from executor_svc.models.qwen import QwenForCausalLM
-from executor_svc.plan import Prefill, PromptLogprobs, RowLogprobs, RowStatus, Step, StepPlan, SubStepOutput
-from executor_svc.sampler import SampledTokens, SamplingRows, sample
-from executor_svc.slot_tokens import SlotTokens
-from nanoserve.arrays import Float32Array, Int32Array
+from executor_svc.models.qwen import Backend, QwenForCausalLM
+from executor_svc.outputs import SubStepTensors
+from executor_svc.plan import Prefill, Step
+from executor_svc.sampler import SampledTokens, SamplingRows, choose, choose_again
+from executor_svc.slot_tokens import SlotTokens, claimed_lengths
+from nanoserve.arrays import Int32Array
 
 _NO_PREFILLS: tuple[Prefill, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SubStepTensors:
-    """What a sub-step computed, still on the device."""
+class DecodeSteps(Protocol):
+    """Whole decode steps over buffers that are there already, for any number of rows up to a largest."""
 
-    rows: Int32Array
-    sampled: SampledTokens | None
-    """None where no row samples."""
-    logprobs: TokenLogprobs | None
-    """Of every sampled token, with as many alternatives as the row that wants most; None where no row asked."""
-    prompt_logprobs: tuple[tuple[int, int, TokenLogprobs], ...]
-    """Row, first position judged, and the log-probabilities of a slice."""
+    def run(self, rows: Int32Array) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes one step of rows that only decode: samples by temperature and noise, and advances the rows.
+
+        Returns results, int32 [2, at least num_rows], and raw logits, [at least num_rows, vocab_size], both to be
+        overwritten by the next run.
+        """
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The tokens of one forward pass: those of the prefills, then one a decode row."""
+class ForwardSteps(Protocol):
+    """Forward passes over buffers that are there already, for batches with prefills."""
 
-    prefills: Sequence[Prefill]
-    decode_rows: Int32Array
-    decode_positions: Int32Array
+    def run(
+        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
+    ) -> tuple[ForwardBatch, torch.Tensor] | None:
+        """Runs the model over a batch and advances its rows; None, nothing being done, where no buffers hold it.
 
-    def rows(self) -> Int32Array:
-        """The row of each token: [num_tokens]."""
-        runs = [np.full(run.num_tokens, run.row, np.int32) for run in self.prefills]
-        return np.concatenate([*runs, self.decode_rows])
-
-    def positions(self) -> Int32Array:
-        """The position of each token: [num_tokens]."""
-        runs = [
-            np.arange(run.first_position, run.first_position + run.num_tokens, dtype=np.int32)
-            for run in self.prefills
-        ]
-        return np.concatenate([*runs, self.decode_positions])
-
-    def first_tokens(self) -> list[int]:
-        """Index of the first token of each prefill, and then of the first decode row's."""
-        return [0, *np.cumsum([run.num_tokens for run in self.prefills], dtype=np.int64).tolist()]
-
-    def last_tokens(self) -> Int32Array:
-        """Index of the token that each sampling row samples behind: prefills that sample, then decode rows."""
-        firsts = self.first_tokens()
-        ends = [end - 1 for run, end in zip(self.prefills, firsts[1:], strict=True) if run.samples]
-        decodes = np.arange(firsts[-1], firsts[-1] + len(self.decode_rows))
-        return np.concatenate([np.array(ends, np.int32), decodes.astype(np.int32)])
+        Returns the batch with its padding, and its hidden states, to be overwritten by the next run.
+        """
 
 
 class ModelRunner:
-    """The model, its attention and the batch state."""
+    """The model, what it is computed with, and the batch state."""
 
     def __init__(
         self,
         model: QwenForCausalLM,
-        attention: AttentionBackend,
+        backend: Backend,
         state: BatchState,
         block_size: int,
         slot_tokens: SlotTokens | None = None,
     ) -> None:
         """With `slot_tokens` every step checks what its rows' KV slots hold."""
         self.model = model
-        self.attention = attention
+        self.backend = backend
         self.state = state
         self.block_size = block_size
         self.slot_tokens = slot_tokens
+        self.decode_steps: DecodeSteps | None = None
+        """What steps without prefills run by; None: by the general way."""
+        self.forward_steps: ForwardSteps | None = None
+        """What passes with prefills run by, where they fit; None: none do."""
 
     def run(self, step: Step, sub_step: int) -> SubStepTensors:
         """Computes a sub-step and writes what it samples back to the batch state; the plan is applied already.
@@ -88,134 +74,176 @@ class ModelRunner:
         StepFailure where `slot_tokens` finds a slot that holds another token than its row claims.
         """
         plan = step.plan
-        going_on = plan.decode_row_steps > sub_step
-        batch = _Batch(
-            prefills=plan.prefills if sub_step == 0 else _NO_PREFILLS,
-            decode_rows=plan.decode_rows[going_on],
-            decode_positions=step.decode_positions[going_on] + np.int32(sub_step),
-        )
-        rows, positions = batch.rows(), batch.positions()
-        hidden = self._forward(batch, rows, positions) if len(rows) else None
-        if self.slot_tokens is not None:
-            self.slot_tokens.check(self.state, _claimed_lengths(plan if sub_step == 0 else None, batch))
-        if hidden is None:
-            return SubStepTensors(rows, None, None, ())
-        prompt_logprobs = self._judge_prompts(batch, hidden)
-        last = batch.last_tokens()
-        if not len(last):
-            return SubStepTensors(rows[last], None, None, prompt_logprobs)
+        prefills = plan.prefills if sub_step == 0 else _NO_PREFILLS
+        rows, positions = _decode_rows(step, sub_step)
         masks = {mask.row: mask.allowed for mask in plan.masks}
-        sampling = SamplingRows(self.state, rows[last], positions[last] + np.int32(1), masks)
-        logits = self.model.logits(hidden[self._upload(last)])
-        sampled = sample(logits, sampling)
-        self.state.record(sampling.rows, sampling.positions, sampled.token_ids)
-        most = int(self.state.needs.logprobs[sampling.rows].max())
-        logprobs = token_logprobs(logits, sampled.token_ids, most) if most >= 0 else None
-        return SubStepTensors(sampling.rows, sampled, logprobs, prompt_logprobs)
+        sampling = SamplingRows(self.state, rows, positions + np.int32(1), masks)
+        if self.decode_steps is not None and len(rows) and not prefills:
+            tensors = self._decode(self.decode_steps, sampling)
+        else:
+            tensors = self._compute(prefills, sampling)
+        if self.slot_tokens is not None:
+            starts = plan.starts if sub_step == 0 else ()
+            self.slot_tokens.check(self.state, claimed_lengths(starts, prefills, rows, positions))
+        return tensors
 
-    def _forward(self, batch: _Batch, rows: Int32Array, positions: Int32Array) -> torch.Tensor:
-        """Runs the model over all tokens: hidden states [num_tokens, hidden_size]."""
+    def forward(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the model over a batch: hidden states [num_tokens, hidden_size], and positions int32 [num_tokens].
+
+        Lengths stay as they are. Everything that a CUDA graph of it must find again is in `batch` and in the state.
+        """
         state = self.state
-        device_rows, device_positions = self._upload(rows), self._upload(positions)
-        blocks = state.block_tables[device_rows, device_positions // self.block_size].long()
-        spans = tuple(
-            PrefillSpan(
-                first, run.num_tokens, run.first_position + run.num_tokens, state.block_tables[run.row]
-            )
-            for first, run in zip(batch.first_tokens()[:-1], batch.prefills, strict=True)
+        token_ids, positions, slots = self.backend.ops.gather_inputs(
+            batch.token_rows,
+            batch.token_offsets,
+            state.lengths,
+            state.token_ids,
+            state.block_tables,
+            self.block_size,
         )
         context = AttentionContext(
-            slot_mapping=blocks * self.block_size + device_positions % self.block_size,
-            prefills=spans,
-            decode_block_tables=state.block_tables[self._upload(batch.decode_rows)],
-            decode_context_lens=batch.decode_positions + np.int32(1),
+            slot_mapping=slots,
+            block_tables=state.block_tables,
+            lengths=state.lengths,
+            decode_rows=batch.decode_rows,
+            prefill_rows=batch.prefill_rows,
+            prefill_starts=batch.prefill_starts,
         )
-        token_ids = state.token_ids[device_rows, device_positions]
         if self.slot_tokens is not None:
-            self.slot_tokens.write(context.slot_mapping, token_ids)
-        hidden: torch.Tensor = self.model(token_ids, device_positions, self.attention, context)
-        return hidden
+            self.slot_tokens.write(slots, token_ids)
+        return self.model(token_ids, positions, self.backend, context), positions
+
+    def forward_step(self, batch: ForwardBatch, hidden: torch.Tensor) -> None:
+        """A forward pass into `hidden`, [num_tokens, hidden_size], after which the rows are longer."""
+        hidden.copy_(self.forward(batch)[0])
+        self.state.advance(batch.segment_rows, batch.segment_counts)
+
+    def decode_step(self, batch: ForwardBatch, logits: torch.Tensor, results: torch.Tensor) -> None:
+        """A whole decode step of a batch without prefills, into `logits` and `results`: see DecodeSteps."""
+        state, rows, ops = self.state, batch.decode_rows, self.backend.ops
+        hidden, positions = self.forward(batch)
+        self.model.logits(hidden, logits)
+        token_ids, statuses = ops.sample_rows(
+            logits, rows, positions + 1, state.params.temperature, state.params.seeds
+        )
+        ops.advance_rows(rows, token_ids, state.lengths, state.token_ids)
+        torch.stack((token_ids, statuses), out=results)
+
+    def _decode(self, decode_steps: DecodeSteps, sampling: SamplingRows) -> SubStepTensors:
+        """A step of decode rows: all rows at once, then again those that the fast way cannot sample."""
+        results, logits = decode_steps.run(sampling.rows)
+        sampled, special = SampledTokens(results, None), sampling.special()
+        if special.any():
+            sampled = choose_again(logits, sampling, special, sampled)
+            self._put_tokens(sampling, sampled)
+        return self._tensors(sampling, sampled, logits)
+
+    def _compute(self, prefills: Sequence[Prefill], decoding: SamplingRows) -> SubStepTensors:
+        """Any step. Rows that sample: prefills that end their known tokens, then `decoding`."""
+        if not (len(decoding.rows) or prefills):
+            return SubStepTensors(decoding.rows)
+        captured = None if self.forward_steps is None else self.forward_steps.run(decoding.rows, prefills)
+        batch, hidden = captured or self._forward_exactly(decoding.rows, prefills)
+        num_decodes = batch.shape.num_decodes
+        prompt_logprobs = self._judge_prompts(prefills, hidden[num_decodes:])
+        last, sampling = _sampling(prefills, decoding, num_decodes)
+        if not len(last):
+            return SubStepTensors(sampling.rows, prompt_logprobs=prompt_logprobs)
+        logits = self.model.logits(hidden[self.state.upload(last)])
+        sampled = choose(logits, sampling, self.backend.ops)
+        self._put_tokens(sampling, sampled)
+        return self._tensors(sampling, sampled, logits, prompt_logprobs)
+
+    def _forward_exactly(
+        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
+    ) -> tuple[ForwardBatch, torch.Tensor]:
+        """The forward pass of a batch without padding, after which its rows are longer: the batch, hidden states."""
+        shape = BatchShape.of(decode_rows, prefills)
+        packed = pack_batch(shape, decode_rows, prefills, self.state.dummy_row)
+        batch = ForwardBatch.of(shape, self.state.upload(packed))
+        hidden, _ = self.forward(batch)
+        self.state.advance(batch.segment_rows, batch.segment_counts)
+        return batch, hidden
+
+    def _put_tokens(self, sampling: SamplingRows, sampled: SampledTokens) -> None:
+        """Writes sampled tokens back to the rows, and counts them for the penalties."""
+        state, num_rows = self.state, len(sampling.rows)
+        token_ids = sampled.token_ids[:num_rows]
+        state.token_ids[state.upload(sampling.rows), state.upload(sampling.positions)] = token_ids
+        state.count(sampling.rows, token_ids)
+
+    def _tensors(
+        self,
+        sampling: SamplingRows,
+        sampled: SampledTokens,
+        logits: torch.Tensor,
+        prompt_logprobs: tuple[tuple[int, int, TokenLogprobs], ...] = (),
+    ) -> SubStepTensors:
+        """With the log-probabilities of the sampled tokens, where a row asks."""
+        needs, rows = self.state.needs, sampling.rows
+        wanted, logprobs = needs.logprobs[rows], None
+        if (most := int(wanted.max())) >= 0:
+            token_ids = sampled.token_ids[: len(rows)].long()
+            logprobs = token_logprobs(logits[: len(rows)].float(), token_ids, most)
+        return SubStepTensors(
+            rows=rows,
+            sampled=sampled,
+            wanted_logprobs=wanted if most >= 0 else None,
+            reports_gap=None if sampled.gaps is None else needs.reports_gap[rows],
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
 
     def _judge_prompts(
-        self, batch: _Batch, hidden: torch.Tensor
+        self, prefills: Sequence[Prefill], hidden: torch.Tensor
     ) -> tuple[tuple[int, int, TokenLogprobs], ...]:
         """Log-probabilities of the prompt positions that this step's logits judge, for the rows that ask.
 
         Position p is judged at p - 1: a run's last logits judge the first token of the next run, known already.
+        `hidden` is [num_prefill_tokens, hidden_size].
         """
-        needs, slices = self.state.needs, []
-        for first_token, run in zip(batch.first_tokens()[:-1], batch.prefills, strict=True):
+        needs, slices, first_token = self.state.needs, [], 0
+        for run in prefills:
             row, alternatives = run.row, int(needs.prompt_logprobs[run.row])
+            offset, first_token = first_token - run.first_position, first_token + run.num_tokens
             if alternatives < 0:
                 continue
             end = min(run.first_position + run.num_tokens, int(needs.num_prompt_tokens[row]) - 1)
             for position in range(run.first_position, end, MAX_PROMPT_SLICE):
                 stop = min(position + MAX_PROMPT_SLICE, end)
-                offset = first_token - run.first_position
-                logits = self.model.logits(hidden[offset + position : offset + stop])
+                logits = self.model.logits(hidden[offset + position : offset + stop]).float()
                 targets = self.state.token_ids[row, position + 1 : stop + 1].long()
                 slices.append((row, position + 1, token_logprobs(logits, targets, alternatives)))
         return tuple(slices)
 
-    def _upload(self, array: Int32Array) -> torch.Tensor:
-        return torch.tensor(array, device=self.state.device)
+
+def _decode_rows(step: Step, sub_step: int) -> tuple[Int32Array, Int32Array]:
+    """The rows that decode in a sub-step, and the positions that they compute."""
+    plan = step.plan
+    if plan.num_decode_steps == 1:
+        return plan.decode_rows, step.decode_positions
+    going_on = plan.decode_row_steps > sub_step
+    return plan.decode_rows[going_on], step.decode_positions[going_on] + np.int32(sub_step)
 
 
-def _claimed_lengths(plan: StepPlan | None, batch: _Batch) -> dict[int, int]:
-    """By row how many positions are computed once a forward pass is: of its rows, and of those that `plan` starts."""
-    starts = plan.starts if plan is not None else ()
-    lengths = {start.row: start.num_computed_tokens for start in starts}
-    lengths |= {run.row: run.first_position + run.num_tokens for run in batch.prefills}
-    lengths |= zip(batch.decode_rows.tolist(), (batch.decode_positions + 1).tolist(), strict=True)
-    return lengths
+def _sampling(
+    prefills: Sequence[Prefill], decoding: SamplingRows, first_prefill: int
+) -> tuple[Int32Array, SamplingRows]:
+    """The rows that sample, in the order of their results, and the index of the token that each samples behind.
 
-
-def to_output(tensors: SubStepTensors, state: BatchState, device_ns: int, idle_ns: int) -> SubStepOutput:
-    """Copies what a sub-step computed to the host."""
-    prompt_logprobs = tuple(
-        PromptLogprobs(row, first_position, *judged.to_host())
-        for row, first_position, judged in tensors.prompt_logprobs
-    )
-    if tensors.sampled is None:
-        none = np.empty(0, np.int32)
-        return SubStepOutput(
-            none, none, none, prompt_logprobs=prompt_logprobs, device_ns=device_ns, idle_ns=idle_ns
-        )
-    rows = tensors.rows
-    statuses: Int32Array = tensors.sampled.statuses.cpu().numpy()
-    token_ids: Int32Array = tensors.sampled.token_ids.int().cpu().numpy()
-    succeeded = statuses == RowStatus.OK
-    gaps: Float32Array = np.empty(0, np.float32)
-    if tensors.sampled.gaps is not None:
-        reported = state.needs.reports_gap[rows] & succeeded
-        gaps = np.where(reported, tensors.sampled.gaps.cpu().numpy(), np.float32(np.nan))
-    return SubStepOutput(
-        rows=rows,
-        token_ids=np.where(succeeded, token_ids, np.int32(-1)),
-        row_statuses=statuses,
-        logprobs=_row_logprobs(tensors, state, succeeded),
-        prompt_logprobs=prompt_logprobs,
-        gaps=gaps,
-        device_ns=device_ns,
-        idle_ns=idle_ns,
-    )
-
-
-def _row_logprobs(
-    tensors: SubStepTensors, state: BatchState, succeeded: np.ndarray
-) -> tuple[RowLogprobs, ...]:
-    """Those of the rows that asked and sampled a token, each cut to its own number of alternatives."""
-    if tensors.logprobs is None:
-        return ()
-    own, ranks, ids, alternatives = tensors.logprobs.to_host()
-    wanted = state.needs.logprobs[tensors.rows]
-    return tuple(
-        RowLogprobs(
-            row=int(tensors.rows[index]),
-            token_logprob=float(own[index]),
-            token_rank=int(ranks[index]),
-            alternative_ids=ids[index, : wanted[index]],
-            alternative_logprobs=alternatives[index, : wanted[index]],
-        )
-        for index in np.flatnonzero(succeeded & (wanted >= 0)).tolist()
+    `first_prefill` is the index of the first prefill's first token.
+    """
+    ends = first_prefill + np.cumsum([run.num_tokens for run in prefills], dtype=np.int32)
+    ending = [(int(end), run) for end, run in zip(ends, prefills, strict=True) if run.samples]
+    last = [end - 1 for end, _ in ending]
+    rows = [run.row for _, run in ending]
+    positions = [run.first_position + run.num_tokens for _, run in ending]
+    return (
+        np.concatenate([np.array(last, np.int32), np.arange(len(decoding.rows), dtype=np.int32)]),
+        SamplingRows(
+            decoding.state,
+            np.concatenate([np.array(rows, np.int32), decoding.rows]),
+            np.concatenate([np.array(positions, np.int32), decoding.positions]),
+            decoding.masks,
+        ),
     )

@@ -1,5 +1,6 @@
 """The seam between the session, which reads plans, and what runs them: a model on a device, or a pretence of one."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,6 +39,8 @@ class StepRunner(Protocol):
     device: str
     """What Describe reports: "cpu", "cuda:0", "virtual"."""
     dtype: str
+    fatal: threading.Event
+    """Set once the device is lost: this process will never run a step again, and must be started anew."""
 
     def reset(self) -> None:
         """Clears all rows. Called before each session, with no step unfinished; KV blocks keep their content."""

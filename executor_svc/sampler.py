@@ -5,16 +5,18 @@ masks; and for rows with a temperature: temperature, top-k, top-p, min-p, noise.
 Rows of temperature 0 take the best processed logit. What no row of the step needs is not done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from executor_svc.batch import BatchState, BoolArray
+from executor_svc.batch import BatchState
+from executor_svc.layers.ops import Ops
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowStatus
+from executor_svc.row_params import BoolArray
 from executor_svc.row_slices import row_slices
 from nanoserve.arrays import Int32Array
 
@@ -30,27 +32,76 @@ class SamplingRows:
     masks: Mapping[int, NDArray[np.bool_]]
     """For guided rows, by row: which tokens are allowed, [vocab_size]."""
 
-    def part(self, some: slice) -> "SamplingRows":
-        """Those of a slice."""
+    def part(self, some: slice | NDArray[np.intp]) -> "SamplingRows":
+        """Some of them."""
         rows = self.rows[some]
-        masks = {row: self.masks[row] for row in rows.tolist() if row in self.masks}
+        masks = {row: self.masks[row] for row in rows.tolist() if row in self.masks} if self.masks else {}
         return SamplingRows(self.state, rows, self.positions[some], masks)
+
+    def special(self) -> BoolArray:
+        """Which of them need more than temperature and noise."""
+        needs, rows = self.state.needs, self.rows
+        special: BoolArray = needs.special[rows] | (self.positions < needs.first_end_position[rows])
+        if self.masks:
+            special |= np.isin(rows, list(self.masks))
+        return special
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """What was sampled, on the device, each [num_rows]."""
+    """What was sampled."""
 
-    token_ids: torch.Tensor
-    """int64; 0 where the row failed, so that the device always holds a token."""
-    statuses: torch.Tensor
-    """int32, of RowStatus."""
+    results: torch.Tensor
+    """int32 [2, num_rows]: token ids, 0 where the row failed, so that the device always holds a token; statuses."""
     gaps: torch.Tensor | None
-    """float32: best minus second best of what was compared; None where no row reports it."""
+    """float32 [num_rows]: best minus second best of what was compared; None where no row reports it."""
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """int32 [num_rows]."""
+        return self.results[0]
+
+    @property
+    def statuses(self) -> torch.Tensor:
+        """int32 [num_rows], of RowStatus."""
+        return self.results[1]
+
+    def to(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "SampledTokens":
+        """The same with what `copy` makes of every tensor."""
+        return SampledTokens(copy(self.results), None if self.gaps is None else copy(self.gaps))
+
+
+def choose(logits: torch.Tensor, batch: SamplingRows, ops: Ops) -> SampledTokens:
+    """Samples from raw `logits`, [num_rows, vocab_size] of any float type: fast where rows need nothing special."""
+    special = batch.special()
+    if special.all():
+        return sample(logits.float(), batch)
+    params, rows, positions = (
+        batch.state.params,
+        batch.state.upload(batch.rows),
+        batch.state.upload(batch.positions),
+    )
+    results = torch.stack(ops.sample_rows(logits, rows, positions, params.temperature, params.seeds))
+    sampled = SampledTokens(results, None)
+    return choose_again(logits, batch, special, sampled) if special.any() else sampled
+
+
+def choose_again(
+    logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens
+) -> SampledTokens:
+    """Samples the special rows and puts their results in the place of those that `sampled` has."""
+    indices = np.flatnonzero(special)
+    chosen = batch.state.upload(indices)
+    part = sample(logits[chosen].float(), batch.part(indices))
+    sampled.results.index_copy_(1, chosen, part.results)
+    if part.gaps is None:
+        return sampled
+    gaps = torch.full((len(special),), torch.nan, device=logits.device)
+    return SampledTokens(sampled.results, gaps.index_copy_(0, chosen, part.gaps))
 
 
 def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:
-    """Samples from raw `logits`: float32 [num_rows, vocab_size], left as they are.
+    """Samples from raw `logits`: float32 [num_rows, vocab_size], left as they are. Any row may be special.
 
     In slices of rows where a row needs scratch, many times its logits. No row's result depends on another row.
     """
@@ -60,8 +111,7 @@ def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:
     if len(parts) == 1:
         return parts[0]
     return SampledTokens(
-        torch.cat([part.token_ids for part in parts]),
-        torch.cat([part.statuses for part in parts]),
+        torch.cat([part.results for part in parts], dim=1),
         torch.cat([part.gaps for part in parts if part.gaps is not None]) if reports_gap else None,
     )
 
@@ -88,7 +138,7 @@ def _sample(logits: torch.Tensor, batch: SamplingRows, reports_gap: bool) -> Sam
     if reports_gap:
         two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
         gaps = two[:, 0] - two[:, 1] if two.shape[-1] == 2 else torch.full_like(two[:, 0], torch.inf)
-    return SampledTokens(torch.where(succeeded, best, 0), statuses, gaps)
+    return SampledTokens(torch.stack((torch.where(succeeded, best, 0).int(), statuses)), gaps)
 
 
 def process_logits(logits: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
@@ -108,7 +158,7 @@ def process_logits(logits: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
     for index in endless:
         scores[int(index)].index_fill_(0, state.end_token_ids[int(rows[index])], -torch.inf)
     for row, allowed in batch.masks.items():
-        forbidden = torch.tensor(~allowed, device=scores.device)
+        forbidden = state.upload(~allowed)
         scores[int(np.flatnonzero(rows == row)[0])].masked_fill_(forbidden, -torch.inf)
     return scores
 
@@ -116,8 +166,7 @@ def process_logits(logits: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
 def _penalise(scores: torch.Tensor, penalised: NDArray[np.intp], state: BatchState, rows: Int32Array) -> None:
     """Changes the penalised rows of `scores`: repetition as in CTRL (Keskar et al. 2019), the others as in OpenAI's."""
     assert state.counts is not None
-    chosen = torch.tensor(penalised, device=scores.device)
-    device_rows = torch.tensor(rows[penalised], device=scores.device)
+    chosen, device_rows = state.upload(penalised), state.upload(rows[penalised])
     values = scores[chosen]
     repetition = state.params.repetition_penalty[device_rows, None]
     # A tiny penalty may overflow; the likeliest finite value stands for it, as infinity would break the softmax.
@@ -137,10 +186,9 @@ def add_noise(scores: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
     if not len(drawing):
         return scores
     rows = batch.rows[drawing]
-    device_rows = torch.tensor(rows, device=scores.device)
-    positions = torch.tensor(batch.positions[drawing], dtype=torch.int64, device=scores.device)
+    device_rows, chosen = state.upload(rows), state.upload(drawing)
+    positions = state.upload(batch.positions[drawing]).long()
     everyone = len(drawing) == len(batch.rows)
-    chosen = torch.tensor(drawing, device=scores.device)
     values = scores if everyone else scores[chosen]
     values = apply_temperature(values, state.params.temperature[device_rows])
     values = _filter(values, needs.top_k_or_p[rows], needs.min_p[rows], device_rows, state)
@@ -158,7 +206,7 @@ def _filter(
     """Applies the filters to those rows of `values` that have any."""
     params = state.params
     if top_k_or_p.any():
-        chosen = torch.tensor(np.flatnonzero(top_k_or_p), device=values.device)
+        chosen = state.upload(np.flatnonzero(top_k_or_p))
         filtered = device_rows[chosen]
         kept = apply_top_k_top_p(values[chosen], params.top_k[filtered], params.top_p[filtered])
         values = values.index_copy(0, chosen, kept)

@@ -1,10 +1,12 @@
 """`--verify`: which token each KV slot holds, kept beside the cache and compared with what rows claim."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from executor_svc.batch import BatchState
-from executor_svc.plan import ErrorCode, StepFailure
+from executor_svc.plan import ErrorCode, Prefill, StartRow, StepFailure
 from executor_svc.runner import RunnerLimits
 from nanoserve.arrays import Int32Array
 
@@ -61,3 +63,13 @@ class SlotTokens:
         holds = "nothing" if found == _NEVER_WRITTEN else f"token {found}"
         what = f"block {block} holds {holds}, not token {int(claimed[index, position])}"
         raise StepFailure(ErrorCode.DATA_LOSS, f"row {row}, position {position}: {what}", rows=(row,))
+
+
+def claimed_lengths(
+    starts: Sequence[StartRow], prefills: Sequence[Prefill], decode_rows: Int32Array, positions: Int32Array
+) -> dict[int, int]:
+    """By row how many positions are computed once a forward pass is: of its rows, and of those just started."""
+    lengths = {start.row: start.num_computed_tokens for start in starts}
+    lengths |= {run.row: run.first_position + run.num_tokens for run in prefills}
+    lengths |= zip(decode_rows.tolist(), (positions + 1).tolist(), strict=True)
+    return lengths

@@ -68,10 +68,11 @@ def _load_file(
     path: Path, names: set[str] | None, targets: Mapping[str, torch.Tensor], ignored: set[str]
 ) -> None:
     """Copies the tensors of one file, which must be exactly `names` (None: all the targets)."""
+    device = str(next(iter(targets.values())).device)
     if not path.is_file():
         raise CheckpointError(f"{path}: file is missing")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device=device) as file:
             found = set(file.keys())
             _check_names(path, found - ignored, (set(targets) if names is None else names) - ignored)
             for name in sorted(found - ignored):

@@ -5,49 +5,40 @@ from typing import Protocol
 
 import torch
 
-from nanoserve.arrays import Int32Array
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillSpan:
-    """Consecutive tokens of one sequence within the batch."""
-
-    first_token: int
-    """Index of the span's first token in the batch."""
-    num_tokens: int
-    context_len: int
-    """Positions that the span's last token sees, its own included."""
-    block_table: torch.Tensor
-    """int32 [at least ceil(context_len / block_size)]; the sequence's blocks in order."""
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext:
-    """The ragged batch of one forward pass: the tokens of all prefills, in order, then one token a decode row."""
+    """The ragged batch of one forward pass: one token a decode row, then the tokens of the prefills, in order.
+
+    All tensors are on the device and may be changed between two replays of a CUDA graph; the numbers may not.
+    """
 
     slot_mapping: torch.Tensor
     """int64 [num_tokens]: where the KV cache takes each token's key and value."""
-    prefills: tuple[PrefillSpan, ...]
-    decode_block_tables: torch.Tensor
-    """int32 [num_decode_rows, max_blocks_per_row]; entries past a row's blocks are any valid block."""
-    decode_context_lens: Int32Array
-    """[num_decode_rows], on the host: positions that each row's token sees, its own included."""
+    block_tables: torch.Tensor
+    """int32 [num_rows, max_blocks]: of every row; entries past a row's blocks are any valid block."""
+    lengths: torch.Tensor
+    """int32 [num_rows]: positions of each row computed before this pass."""
+    decode_rows: torch.Tensor
+    """int32 [num_decodes]: the row of each decode token; it sees its row's length and itself."""
+    prefill_rows: torch.Tensor
+    """int32 [num_prefills]."""
+    prefill_starts: torch.Tensor
+    """int32 [num_prefills + 1]: each prefill's first token, counted from the first prefill's; then their number."""
+
+    @property
+    def num_decodes(self) -> int:
+        """How many of the tokens, from the first on, are decode tokens."""
+        return len(self.decode_rows)
 
 
 class AttentionBackend(Protocol):
-    """Attention of one model over its KV cache."""
+    """Attention of one model over its KV cache, which holds this pass's keys and values of the layer already."""
 
-    def forward(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """Writes the batch's keys and values to the cache, then attends: all writes come before any read.
+    def attend(self, layer: int, query: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """Attends from `query`, [num_tokens, num_heads, head_dim], to the positions up to each token's own.
 
-        `query` is [num_tokens, num_heads, head_dim], as is what returns; `key` and `value` are
-        [num_tokens, num_kv_heads, head_dim]. Scores are scaled by 1 / sqrt(head_dim). What the cache holds at
-        positions past a sequence's context, NaN included, has no effect.
+        Returns the shape and dtype of `query`. Scores are scaled by 1 / sqrt(head_dim). What the cache holds at
+        positions past a sequence's context, NaN included, has no effect. Tokens past the last prefill are padding:
+        theirs is any value.
         """

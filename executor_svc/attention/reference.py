@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from executor_svc.attention.base import AttentionContext, PrefillSpan
+from executor_svc.attention.base import AttentionContext
 from executor_svc.kv_cache import KVCache
 from nanoserve.arrays import Int32Array
 
@@ -20,41 +20,40 @@ _MAX_SCORES = 2**25
 
 
 class ReferenceAttention:
-    """Gathers each sequence's blocks and attends to them; see AttentionBackend."""
+    """Gathers each sequence's blocks and attends to them; see AttentionBackend. Reads lengths back to the host."""
 
     def __init__(self, kv_cache: KVCache) -> None:
         self.kv_cache = kv_cache
 
-    def forward(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        self.kv_cache.write(layer, key, value, context.slot_mapping)
-        output = torch.empty_like(query)
-        for span in context.prefills:
-            tokens = slice(span.first_token, span.first_token + span.num_tokens)
-            output[tokens] = self._prefill(layer, query[tokens], span)
-        num_decodes = len(context.decode_context_lens)
+    def attend(self, layer: int, query: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        # Zeros, as what padding holds is written to block 0 by the next layer, and that block stays finite.
+        output = torch.zeros_like(query)
+        num_decodes = context.num_decodes
         if num_decodes:
-            decodes = slice(len(query) - num_decodes, None)
-            output[decodes] = self._decode(layer, query[decodes], context)
+            output[:num_decodes] = self._decode(layer, query[:num_decodes], context)
+        starts = context.prefill_starts.tolist()
+        lengths = context.lengths[context.prefill_rows].tolist()
+        for index, length in enumerate(lengths):
+            tokens = slice(num_decodes + starts[index], num_decodes + starts[index + 1])
+            if tokens.start < tokens.stop:
+                table = context.block_tables[context.prefill_rows[index]]
+                output[tokens] = self._prefill(layer, query[tokens], table, length)
         return output
 
-    def _prefill(self, layer: int, query: torch.Tensor, span: PrefillSpan) -> torch.Tensor:
+    def _prefill(
+        self, layer: int, query: torch.Tensor, block_table: torch.Tensor, first_position: int
+    ) -> torch.Tensor:
         """Attends from [num_tokens, num_heads, head_dim], each to its own and all earlier positions."""
-        num_blocks = -(-span.context_len // self.kv_cache.block_size)
-        keys, values = self._gather(layer, span.block_table[None, :num_blocks])
-        first_position = span.context_len - span.num_tokens
+        num_tokens = len(query)
+        context_len = first_position + num_tokens
+        num_blocks = -(-context_len // self.kv_cache.block_size)
+        keys, values = self._gather(layer, block_table[None, :num_blocks])
         output = torch.empty_like(query)
         length = keys.shape[1]
         num_queries = max(1, _MAX_SCORES // (query.shape[1] * length))
         columns = torch.arange(length, device=query.device)
-        held = (columns < span.context_len)[None]
-        for begin in range(0, span.num_tokens, num_queries):
+        held = (columns < context_len)[None]
+        for begin in range(0, num_tokens, num_queries):
             part = query[begin : begin + num_queries]
             positions = torch.arange(len(part), device=query.device) + (first_position + begin)
             visible = columns[None, None] <= positions[None, :, None]
@@ -62,17 +61,18 @@ class ReferenceAttention:
         return output
 
     def _decode(self, layer: int, query: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Attends from [num_decode_rows, num_heads, head_dim], one token a row, rows of like length together."""
+        """Attends from [num_decodes, num_heads, head_dim], one token a row, rows of like length together."""
         output = torch.empty_like(query)
-        lens = context.decode_context_lens
-        widths = padded_num_blocks(lens, self.kv_cache.block_size, context.decode_block_tables.shape[1])
+        lens: Int32Array = context.lengths[context.decode_rows].cpu().numpy() + np.int32(1)
+        tables = context.block_tables[context.decode_rows]
+        widths = padded_num_blocks(lens, self.kv_cache.block_size, tables.shape[1])
         for width in np.unique(widths):
             alike = np.flatnonzero(widths == width)
             num_rows = max(1, _MAX_GATHERED_TOKENS // (int(width) * self.kv_cache.block_size))
             for begin in range(0, len(alike), num_rows):
                 chosen = alike[begin : begin + num_rows]
                 rows = torch.tensor(chosen, device=query.device)
-                keys, values = self._gather(layer, context.decode_block_tables[rows, : int(width)])
+                keys, values = self._gather(layer, tables[rows, : int(width)])
                 row_lens = torch.tensor(lens[chosen], device=query.device)
                 held = torch.arange(keys.shape[1], device=query.device) < row_lens[:, None]
                 output[rows] = attend(query[rows, None], keys, values, held[:, None], held)[:, 0]

@@ -20,6 +20,8 @@ class Embedding(nn.Module):
         """[num_tokens] to [num_tokens, hidden_size]."""
         return functional.embedding(token_ids, self.weight)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, hidden_size] to [num_tokens, vocab_size]."""
-        return functional.linear(hidden, self.weight)
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_tokens, hidden_size] to [num_tokens, vocab_size], written to `out` where it is given."""
+        if out is None:
+            return functional.linear(hidden, self.weight)
+        return torch.mm(hidden, self.weight.T, out=out)

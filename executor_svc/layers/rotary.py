@@ -10,20 +10,24 @@ from torch import nn
 
 from executor_svc.models.config import RopeConfig
 
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotation angles; computed once a forward pass and shared by all layers."""
+    """Cosines and sines of every position's rotation angles; looked up once a forward pass, shared by all layers."""
 
-    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device) -> None:
+    def __init__(self, rope: RopeConfig, head_dim: int, num_positions: int, device: torch.device) -> None:
         super().__init__()
-        # On the CPU, so that every device rotates by the same frequencies.
-        self.frequencies = nn.Buffer(rope_frequencies(rope, head_dim).to(device), persistent=False)
-        self.scale = attention_scale(rope)
+        # On the CPU, so that every device rotates by the same angles.
+        positions = torch.arange(num_positions, dtype=torch.float32)
+        angles = positions[:, None] * rope_frequencies(rope, head_dim)
+        table = torch.stack((angles.cos(), angles.sin())) * attention_scale(rope)
+        self.table = nn.Buffer(table.to(device), persistent=False)
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[num_tokens] to cosines and sines, each float32 [num_tokens, 1, head_dim / 2]."""
-        angles = (positions[:, None].float() * self.frequencies)[:, None]
-        return angles.cos() * self.scale, angles.sin() * self.scale
+    def forward(self, positions: torch.Tensor) -> Rotation:
+        """int32 [num_tokens] to cosines and sines, each float32 [num_tokens, head_dim / 2]."""
+        cos, sin = self.table.index_select(1, positions).unbind()
+        return cos, sin
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,28 @@
 """Qwen2, Qwen2.5 and Qwen3 dense decoders, over a ragged batch of tokens and a paged KV cache."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from executor_svc.attention import AttentionBackend, AttentionContext
 from executor_svc.layers.embedding import Embedding
 from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
-from executor_svc.layers.rotary import RotaryEmbedding, rotate
+from executor_svc.layers.ops import Ops
+from executor_svc.layers.rotary import RotaryEmbedding, Rotation
 from executor_svc.models.config import ModelConfig
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a forward pass is computed with, between the model's matrix products."""
+
+    ops: Ops
+    attention: AttentionBackend
+    capturable: bool
+    """Whether a pass may be captured in a CUDA graph: neither waits for the device."""
 
 
 class QwenAttention(nn.Module):
@@ -22,7 +31,7 @@ class QwenAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
+        self.num_heads = config.num_attention_heads
         query_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         self.qkv_proj = Linear(
@@ -42,19 +51,14 @@ class QwenAttention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype, device=device)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionBackend, context: AttentionContext
+        self, x: torch.Tensor, rotation: Rotation, backend: Backend, context: AttentionContext
     ) -> torch.Tensor:
-        """[num_tokens, hidden_size] to the same."""
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim))
-            for part in self.qkv_proj(x).split(self.qkv_proj.out_features, dim=-1)
+        """[num_tokens, hidden_size] to the same. All keys and values are written before any is read."""
+        norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        query = backend.ops.rotate_and_write(
+            self.layer, self.qkv_proj(x), self.num_heads, norms, rotation, context.slot_mapping
         )
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, *rotation), rotate(key, *rotation)
-        output: torch.Tensor = self.o_proj(
-            attention.forward(self.layer, query, key, value, context).flatten(1)
-        )
+        output: torch.Tensor = self.o_proj(backend.attention.attend(self.layer, query, context).flatten(1))
         return output
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -75,10 +79,9 @@ class QwenMLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, (size, size), bias=False, dtype=dtype, device=device)
         self.down_proj = Linear(size, (config.hidden_size,), bias=False, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
         """[num_tokens, hidden_size] to the same."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        output: torch.Tensor = self.down_proj(functional.silu(gate) * up)
+        output: torch.Tensor = self.down_proj(ops.silu_and_mul(self.gate_up_proj(x)))
         return output
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,7 +91,10 @@ class QwenMLP(nn.Module):
 
 
 class QwenDecoderLayer(nn.Module):
-    """Attention, then MLP, each on a normalised input and added to it."""
+    """Attention, then MLP, each on a normalised input and added to what it was.
+
+    The addition is left to the next normalisation, which can do both at once: x and residual are carried apart.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -99,12 +105,18 @@ class QwenDecoderLayer(nn.Module):
         self.mlp = QwenMLP(config, dtype, device)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation, attention: AttentionBackend, context: AttentionContext
-    ) -> torch.Tensor:
-        """[num_tokens, hidden_size] to the same."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attention, context)
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        rotation: Rotation,
+        backend: Backend,
+        context: AttentionContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and residual, [num_tokens, hidden_size], whose sum is the layer's input, to two whose sum is its output."""
+        x, residual = backend.ops.add_rms_norm(x, residual, self.input_layernorm)
+        x = self.self_attn(x, rotation, backend, context)
+        x, residual = backend.ops.add_rms_norm(x, residual, self.post_attention_layernorm)
+        return self.mlp(x, backend.ops), residual
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names, below `prefix`, and the views that take their tensors."""
@@ -117,11 +129,16 @@ class QwenDecoderLayer(nn.Module):
 class QwenForCausalLM(nn.Module):
     """The whole decoder. Its weights are uninitialised until executor_svc.weights fills them."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int | None = None
+    ) -> None:
+        """For sequences of at most `max_model_len` tokens; None: of as many as the model takes."""
         super().__init__()
         vocab_size, hidden_size = config.vocab_size, config.hidden_size
         self.embed_tokens = Embedding(vocab_size, hidden_size, dtype=dtype, device=device)
-        self.rotary = RotaryEmbedding(config.rope, config.head_dim, device)
+        self.rotary = RotaryEmbedding(
+            config.rope, config.head_dim, max_model_len or config.max_model_len, device
+        )
         self.layers = nn.ModuleList(
             QwenDecoderLayer(config, layer, dtype, device) for layer in range(config.num_hidden_layers)
         )
@@ -132,23 +149,19 @@ class QwenForCausalLM(nn.Module):
         )
 
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attention: AttentionBackend,
-        context: AttentionContext,
+        self, token_ids: torch.Tensor, positions: torch.Tensor, backend: Backend, context: AttentionContext
     ) -> torch.Tensor:
-        """[num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
-        x = self.embed_tokens(token_ids)
+        """int32 [num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
+        x, residual = self.embed_tokens(token_ids), None
         rotation = self.rotary(positions)
         for layer in self.layers:
-            x = layer(x, rotation, attention, context)
-        hidden: torch.Tensor = self.norm(x)
+            x, residual = layer(x, residual, rotation, backend, context)
+        hidden, _ = backend.ops.add_rms_norm(x, residual, self.norm)
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, hidden_size] to float32 [num_tokens, vocab_size]."""
-        return self.lm_head.logits(hidden).float()
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_tokens, hidden_size] to [num_tokens, vocab_size] in the model's dtype, in `out` where it is given."""
+        return self.lm_head.logits(hidden, out)
 
     def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
         """For each tensor of a checkpoint, by its name, the view that takes it."""

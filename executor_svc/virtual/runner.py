@@ -1,5 +1,6 @@
 """The virtual executor behind the session: a StepRunner whose device is a clock."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class VirtualRunner:
         self.limits = limits
         self.device = "virtual"
         self.dtype = ""
+        self.fatal = threading.Event()
         self._batch = VirtualBatch(limits, model or VirtualModel(limits.vocab_size), checked=checked)
         self._cost = cost or CostModel()
         self._clock: Clock = clock or RealClock()

@@ -1,6 +1,8 @@
 """Reference attention against a plain loop over positions, with NaN wherever no row may look."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch_harness import gpu
 
-from executor_svc.attention import AttentionContext, PrefillSpan, make_attention_backend
+from executor_svc.attention import AttentionContext, ReferenceAttention
 from executor_svc.attention import reference as reference_module
 from executor_svc.attention.reference import padded_num_blocks
-from executor_svc.kv_cache import KVCache, default_num_blocks
+from executor_svc.backends import make_backend
+from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.models.config import ModelConfig, RopeConfig
 
 NUM_BLOCKS = 320  # enough for the longest examples at one token a block
@@ -90,24 +93,33 @@ class Scene:
             self.cache.write(
                 layer, self.keys[row][:before], self.values[row][:before], self.slots[row][:before]
             )
-        first_tokens = np.cumsum([0, *self.counts]).tolist()
-        context = AttentionContext(
-            slot_mapping=torch.cat([s[b:] for s, b in zip(self.slots, befores, strict=True)]),
-            prefills=tuple(
-                PrefillSpan(first_tokens[row], self.counts[row], self.contexts[row], self.tables[row])
-                for row in range(self.num_prefills)
-            ),
-            decode_block_tables=self.tables[self.num_prefills :],
-            decode_context_lens=np.array(self.contexts[self.num_prefills :], np.int32),
+        order = self.token_order()
+        for row in order:
+            own = slice(befores[row], None)
+            self.cache.write(layer, self.keys[row][own], self.values[row][own], self.slots[row][own])
+        output = ReferenceAttention(self.cache).attend(
+            layer, torch.cat([self.queries[row] for row in order]), self.context(befores)
         )
-        output = make_attention_backend("reference", self.cache).forward(
-            layer,
-            torch.cat(self.queries),
-            torch.cat([k[b:] for k, b in zip(self.keys, befores, strict=True)]),
-            torch.cat([v[b:] for v, b in zip(self.values, befores, strict=True)]),
-            context,
+        parts = dict(zip(order, output.split([self.counts[row] for row in order]), strict=True))
+        return [parts[row] for row in range(len(order))]
+
+    def token_order(self) -> list[int]:
+        """Rows in the order of their tokens: those that decode, then the prefilled ones."""
+        rows = list(range(len(self.counts)))
+        return rows[self.num_prefills :] + rows[: self.num_prefills]
+
+    def context(self, befores: list[int]) -> AttentionContext:
+        """The batch of all rows."""
+        ints = partial(torch.tensor, dtype=torch.int32, device=self.tables.device)
+        starts = np.cumsum([0, *self.counts[: self.num_prefills]]).tolist()
+        return AttentionContext(
+            slot_mapping=torch.cat([self.slots[row][befores[row] :] for row in self.token_order()]),
+            block_tables=self.tables,
+            lengths=ints(befores),
+            decode_rows=ints(range(self.num_prefills, len(self.counts))),
+            prefill_rows=ints(range(self.num_prefills)),
+            prefill_starts=ints(starts),
         )
-        return list(output.split(self.counts))
 
     def expected(self, row: int) -> torch.Tensor:
         """One position and one head at a time, in float64."""
@@ -145,17 +157,45 @@ def test_rows_give_the_same_numbers_alone_and_together() -> None:
     together = Scene(3, [(5, 9)], [3, 40, 17, 18], 4).run(0)
     scene = Scene(3, [(5, 9)], [3, 40, 17, 18], 4)
     scene.run(0)
-    backend = make_attention_backend("reference", scene.cache)
+    backend = ReferenceAttention(scene.cache)
+    whole = scene.context(
+        [length - count for length, count in zip(scene.contexts, scene.counts, strict=True)]
+    )
     for row in range(1, 5):
-        length = scene.contexts[row]
-        context = AttentionContext(
+        context = replace(
+            whole,
             slot_mapping=scene.slots[row][-1:],
-            prefills=(),
-            decode_block_tables=scene.tables[row : row + 1],
-            decode_context_lens=np.array([length], np.int32),
+            decode_rows=torch.tensor([row], dtype=torch.int32),
+            prefill_rows=whole.prefill_rows[:0],
+            prefill_starts=whole.prefill_starts[:1],
         )
-        alone = backend.forward(0, scene.queries[row], scene.keys[row][-1:], scene.values[row][-1:], context)
-        assert torch.equal(alone, together[row])
+        assert torch.equal(backend.attend(0, scene.queries[row], context), together[row])
+
+
+def test_padding_has_no_effect_and_stays_finite() -> None:
+    """Decode tokens and empty prefills of a row of length 0, and tokens past the last prefill."""
+    plain, padded = (Scene(5, [(5, 9), (0, 3)], [3, 40], 4) for _ in range(2))
+    expected = plain.run(0)
+    padded.run(0)
+    for tensor in (padded.cache.keys[0], padded.cache.values[0]):
+        tensor[0] = 0.0
+    befores = [length - count for length, count in zip(padded.contexts, padded.counts, strict=True)]
+    whole, ints = padded.context(befores), partial(torch.tensor, dtype=torch.int32)
+    dummy = len(padded.contexts)
+    context = replace(
+        whole,
+        block_tables=torch.cat((whole.block_tables, torch.zeros_like(whole.block_tables[:1]))),
+        lengths=ints([*befores, 0]),
+        decode_rows=ints([2, 3, dummy, dummy]),
+        prefill_rows=ints([0, 1, dummy, dummy]),
+        prefill_starts=ints([0, 9, 12, 12, 12]),
+    )
+    queries, padding = padded.queries, torch.randn(2, *padded.queries[0].shape[1:])
+    query = torch.cat((queries[2], queries[3], padding, queries[0], queries[1], padding))
+    output = ReferenceAttention(padded.cache).attend(0, query, context)
+    torch.testing.assert_close(output[:2], torch.cat(expected[2:]))
+    torch.testing.assert_close(output[4:16], torch.cat(expected[:2]))
+    assert output.isfinite().all()
 
 
 def test_bounds_of_scratch_memory_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +211,16 @@ def test_rows_of_one_step_share_a_block_that_the_step_fills() -> None:
     cache = KVCache(config, 4, 2, torch.float32, torch.device("cpu"))
     query, key, value = torch.randn(4, 1, 4), torch.randn(4, 1, 4), torch.randn(4, 1, 4)
     # The reader of block 2 comes first in the batch, its filler second.
-    tables = torch.tensor([[2, 3], [2, 1]], dtype=torch.int32)
+    cache.write(0, key, value, torch.tensor([6, 4, 5, 2]))
     context = AttentionContext(
         slot_mapping=torch.tensor([6, 4, 5, 2]),
-        prefills=(PrefillSpan(0, 1, 3, tables[0]), PrefillSpan(1, 3, 3, tables[1])),
-        decode_block_tables=tables[:0],
-        decode_context_lens=np.empty(0, np.int32),
+        block_tables=torch.tensor([[2, 3], [2, 1]], dtype=torch.int32),
+        lengths=torch.tensor([2, 0], dtype=torch.int32),
+        decode_rows=torch.empty(0, dtype=torch.int32),
+        prefill_rows=torch.tensor([0, 1], dtype=torch.int32),
+        prefill_starts=torch.tensor([0, 1, 4], dtype=torch.int32),
     )
-    output = make_attention_backend("auto", cache).forward(0, query, key, value, context)
+    output = ReferenceAttention(cache).attend(0, query, context)
     order = [1, 2, 0]
     weights = (key[order, 0] @ query[0, 0] / 2).softmax(0)
     torch.testing.assert_close(output[0, 0], weights @ value[order, 0])
@@ -200,18 +242,17 @@ def test_block_zero_is_finite_from_the_start() -> None:
 
 
 def test_default_number_of_blocks_is_bounded_by_use_and_by_memory() -> None:
-    cpu = torch.device("cpu")
-    assert default_num_blocks(1024, 1000, cpu, 0.9) == 1000
-    assert default_num_blocks(2**20, 10**9, cpu, 0.9) <= 2048
+    assert cpu_num_blocks(1024, 1000) == 1000
+    assert cpu_num_blocks(2**20, 10**9) <= 2048
     with pytest.raises(ValueError, match="--num-kv-blocks"):
-        default_num_blocks(2**50, 1000, cpu, 0.9)
+        cpu_num_blocks(2**50, 1000)
 
 
-def test_unknown_backend_is_refused_by_its_flag() -> None:
-    with pytest.raises(ValueError, match="--attention-backend"):
-        make_attention_backend(
-            "flash", KVCache(model_config(1, 1, 4), 2, 2, torch.float32, torch.device("cpu"))
-        )
+def test_triton_is_refused_by_its_flag_where_it_cannot_run_and_auto_does_without() -> None:
+    cache = KVCache(model_config(1, 1, 4), 2, 2, torch.float32, torch.device("cpu"))
+    with pytest.raises(ValueError, match="--attention-backend: triton needs a CUDA device"):
+        make_backend("triton", cache)
+    assert isinstance(make_backend("auto", cache).attention, ReferenceAttention)
 
 
 @gpu

@@ -50,15 +50,15 @@ def test_slices_of_rows_give_bit_for_bit_what_all_rows_do(
 ) -> None:
     logits = torch.randn(5, 301, generator=torch.Generator().manual_seed(1)) * 4
     tokens = torch.tensor([0, 300, 9, 100, 7])
-    whole = token_logprobs(logits, tokens, 4).to_host()
+    whole = token_logprobs(logits, tokens, 4).arrays()
     monkeypatch.setattr(row_slices, "_MAX_ELEMENTS", rows_a_slice * 301)
-    for ours, expected in zip(token_logprobs(logits, tokens, 4).to_host(), whole, strict=True):
+    for ours, expected in zip(token_logprobs(logits, tokens, 4).arrays(), whole, strict=True):
         assert ours.tobytes() == expected.tobytes()
 
 
 def test_large_logits_neither_overflow_nor_lose_the_small() -> None:
     judged = token_logprobs(torch.tensor([[3e38, 0.0, 3e38]]), torch.tensor([2]), 5)
-    own, ranks, ids, alternatives = judged.to_host()
+    own, ranks, ids, alternatives = judged.arrays()
     np.testing.assert_allclose(own, [-math.log(2)], rtol=1e-6)
     assert ranks.tolist() == [1]
     assert ids.tolist() == [[0, 2, 1]]

@@ -20,6 +20,9 @@ from transformers.generation.logits_process import (
 
 from executor_svc import row_slices, sampler
 from executor_svc.batch import BatchState
+from executor_svc.kv_cache import KVCache
+from executor_svc.layers.ops import ReferenceOps
+from executor_svc.models.config import ModelConfig, RopeConfig
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowSampling, RowStatus, StartRow, StepPlan
 from executor_svc.plan_checks import MAX_PENALTY
@@ -30,6 +33,7 @@ from executor_svc.sampler import (
     apply_min_p,
     apply_temperature,
     apply_top_k_top_p,
+    choose,
     process_logits,
     sample,
 )
@@ -46,6 +50,24 @@ LIMITS = RunnerLimits(
     vocab_size=VOCAB,
 )
 INF = math.inf
+SMALLEST = ModelConfig(
+    "Qwen3ForCausalLM",
+    VOCAB,
+    8,
+    8,
+    1,
+    1,
+    1,
+    2,
+    64,
+    1e-6,
+    True,
+    False,
+    False,
+    False,
+    "float32",
+    RopeConfig("default", 1e4),
+)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -148,8 +170,7 @@ def test_processing_equals_a_written_reference(data: st.DataObject) -> None:
     rows = list(range(num_rows))
     state = make_state(samplings, {row: history[:3] for row, history in histories.items()})
     for position in (3, 4):
-        sampled = torch.tensor([histories[row][position] for row in rows])
-        state.record(ints(*rows), ints(*[position] * num_rows), sampled)
+        state.count(ints(*rows), torch.tensor([histories[row][position] for row in rows], dtype=torch.int32))
     ours = process_logits(logits, sampling_rows(state, rows, position=5, masks=masks))
     for row in rows:
         expected = reference_process(logits[row].tolist(), samplings[row], histories[row], masks.get(row))
@@ -405,6 +426,24 @@ def test_a_row_started_anew_keeps_nothing_of_its_former_sequence() -> None:
     processed = process_logits(logits, sampling_rows(state, [0], position=1))
     assert (processed != logits).nonzero()[:, 1].tolist() == [other]
     assert int(sample(logits, sampling_rows(state, [0], position=1)).token_ids) == greedy
+
+
+@pytest.mark.parametrize("special", [[], [0], [1, 3, 6], list(range(8))])
+def test_rows_that_need_nothing_special_sample_the_same_the_fast_way(special: list[int]) -> None:
+    plain = [RowSampling(), RowSampling(temperature=0.7), RowSampling(temperature=1.4)]
+    samplings = {row: MIXED[row] if row in special else plain[row % 3] for row in range(8)}
+    state = make_state(samplings)
+    cache = KVCache(SMALLEST, 2, 4, torch.float32, torch.device("cpu"))
+    for seed in range(10):
+        logits = random_logits(8, seed)
+        logits[seed % 8, 5] = (math.nan, INF, 0.0)[seed % 3]
+        rows = sampling_rows(state, list(range(8)))
+        fast, slow = choose(logits, rows, ReferenceOps(cache)), sample(logits, rows)
+        assert torch.equal(fast.results, slow.results)
+        reporting = state.needs.reports_gap[:8]
+        assert (fast.gaps is not None) == (slow.gaps is not None)
+        if fast.gaps is not None and slow.gaps is not None:
+            torch.testing.assert_close(fast.gaps[reporting], slow.gaps[reporting], equal_nan=True)
 
 
 def test_seeds_of_all_64_bits_reach_the_device() -> None:

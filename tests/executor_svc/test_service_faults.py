@@ -213,3 +213,30 @@ def test_the_command_ends_with_a_line_and_status_1_where_a_step_does_not_end() -
             assert rest[-1]["event"] == "stop_failed"
         finally:
             process.kill()
+
+
+def test_the_command_ends_with_status_1_soon_after_its_device_is_lost() -> None:
+    code = (
+        "import sys, threading, executor_svc.__main__ as main\n"
+        "from executor_svc.virtual.runner import VirtualRunner\n"
+        "launch = VirtualRunner.launch\n"
+        "VirtualRunner.launch = lambda self, step: (self.fatal.set(), launch(self, step))[1]\n"
+        "sys.exit(main.main(['--virtual', '--listen', '127.0.0.1:0']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = (json.loads(line) for line in process.stderr)
+            listening = next(line for line in lines if line["event"] == "listening")
+            with grpc.insecure_channel(listening["address"]) as channel:
+                stream = Stream(channel).open("a", 0)
+                stream.opened()
+                time.sleep(0.5)
+                assert process.poll() is None
+                stream.plan(first_plan())
+                assert stream.result().step_id == 1
+                stream.end()
+            assert any(line["event"] == "stopping" and line["device_lost"] for line in lines)
+            assert process.wait(TIMEOUT_SECONDS) == 1
+        finally:
+            process.kill()

@@ -11,6 +11,7 @@ from executor_plans import TINY, Planner
 from torch_harness import Hand, make_runner, random_tokens, save_checkpoint
 
 import executor_svc.model_runner
+from executor_svc.layers.ops import Ops
 from executor_svc.plan import ErrorCode, RowStatus, StepFailure
 from executor_svc.row_table import RowTable
 from executor_svc.runner import RunnerLimits
@@ -145,16 +146,16 @@ def test_without_the_flag_nothing_is_kept_or_compared(checkpoint: Path):
     runner.close()
 
 
-def sample_virtual_tokens(logits: torch.Tensor, rows: SamplingRows) -> SampledTokens:
+def choose_virtual_tokens(logits: torch.Tensor, rows: SamplingRows, ops: Ops) -> SampledTokens:
     """What the planner knows that rows sample."""
     seeds = rows.state.params.seeds[torch.tensor(rows.rows)].numpy().view(np.uint64)
-    tokens = torch.tensor(virtual_tokens(seeds, rows.positions, TINY.vocab_size), dtype=torch.int64)
-    return SampledTokens(tokens, torch.full(tokens.shape, RowStatus.OK, dtype=torch.int32), None)
+    tokens = torch.tensor(virtual_tokens(seeds, rows.positions, TINY.vocab_size), dtype=torch.int32)
+    return SampledTokens(torch.stack((tokens, torch.full_like(tokens, RowStatus.OK))), None)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_valid_schedules_never_trip_it(checkpoint: Path, seed: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(executor_svc.model_runner, "sample", sample_virtual_tokens)
+    monkeypatch.setattr(executor_svc.model_runner, "choose", choose_virtual_tokens)
     names = [name for name in RunnerLimits.__dataclass_fields__ if name not in ("num_blocks", "vocab_size")]
     limits = {name: getattr(TINY, name) for name in names}
     runner = make_runner(checkpoint, num_kv_blocks=TINY.num_blocks, **limits)

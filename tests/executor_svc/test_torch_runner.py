@@ -19,11 +19,12 @@ from torch_harness import (
     save_checkpoint,
 )
 
+from executor_svc.build import build_torch_runner, choose_dtype
 from executor_svc.config import ExecutorConfig
 from executor_svc.logprobs import MAX_PROMPT_SLICE
 from executor_svc.models.config import read_model_config
 from executor_svc.plan import ErrorCode, RowSampling, RowStatus, StepFailure
-from executor_svc.torch_runner import TorchRunner, as_step_failure, build_torch_runner, choose_dtype
+from executor_svc.torch_runner import TorchRunner, as_step_failure
 from nanoserve.checkpoint import CheckpointError
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from executor_svc.build import build_torch_runner
 from executor_svc.config import ExecutorConfig
+from executor_svc.cuda_runner import CudaRunner
 from executor_svc.kv_cache import KVCache
 from executor_svc.plan import Prefill, RowMask, RowSampling, StartRow, Step, StepPlan, SubStepOutput
 from executor_svc.row_table import RowTable
 from executor_svc.runner import PendingStep
-from executor_svc.torch_runner import TorchRunner, build_torch_runner
+from executor_svc.torch_runner import TorchRunner
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -60,7 +62,7 @@ def save_checkpoint(
     return model
 
 
-def make_runner(folder: Path, **changes: Any) -> TorchRunner:
+def make_runner(folder: Path, **changes: Any) -> TorchRunner | CudaRunner:
     """A runner for a saved checkpoint: on the CPU, 8 rows, 159 blocks of 4 tokens, with --verify."""
     settings = {
         "device": "cpu",
@@ -74,9 +76,9 @@ def make_runner(folder: Path, **changes: Any) -> TorchRunner:
     return build_torch_runner(ExecutorConfig(**(settings | changes)), folder)
 
 
-def kv_cache_of(runner: TorchRunner) -> KVCache:
+def kv_cache_of(runner: TorchRunner | CudaRunner) -> KVCache:
     """The runner's cache. To be touched only while no step runs."""
-    cache = runner.model_runner.attention.kv_cache
+    cache = runner.model_runner.backend.ops.kv_cache
     assert isinstance(cache, KVCache)
     return cache
 
@@ -106,7 +108,7 @@ class _Draft:
 class Hand:
     """Makes plans, has a RowTable check them and runs them. A row's tokens grow as results come."""
 
-    def __init__(self, runner: TorchRunner, seed: int = 0) -> None:
+    def __init__(self, runner: TorchRunner | CudaRunner, seed: int = 0) -> None:
         self.runner = runner
         self.rng = np.random.default_rng(seed)
         self.free = self.rng.permutation(np.arange(1, runner.limits.num_blocks)).tolist()
@@ -230,7 +232,11 @@ def random_tokens(rng: np.random.Generator, count: int) -> list[int]:
 
 
 def generate_alone(
-    runner: TorchRunner, token_ids: Sequence[int], count: int, sampling: RowSampling, seed: int = 0
+    runner: TorchRunner | CudaRunner,
+    token_ids: Sequence[int],
+    count: int,
+    sampling: RowSampling,
+    seed: int = 0,
 ) -> list[int]:
     """`count` tokens of one sequence that has the runner to itself."""
     runner.reset()

@@ -1,0 +1,48 @@
+"""Which code computes what lies between a model's matrix products: chosen by flag, device and what kernels can do."""
+
+import importlib.util
+
+import torch
+
+from executor_svc.attention import ReferenceAttention
+from executor_svc.kv_cache import KVCache
+from executor_svc.layers.ops import ReferenceOps
+from executor_svc.models.qwen import Backend
+
+_MIN_HEAD_DIM = 16
+_BLOCK_SIZE_STEP = 16
+
+
+def make_backend(name: str, kv_cache: KVCache) -> Backend:
+    """The backend that `--attention-backend` names; ValueError, naming the flag, where it cannot run.
+
+    "auto" takes Triton where it runs, and else the reference.
+    """
+    lacking = _lacking(kv_cache)
+    if name == "triton" and lacking is not None:
+        raise ValueError(f"--attention-backend: triton {lacking}")
+    if name == "reference" or lacking is not None:
+        return Backend(ReferenceOps(kv_cache), ReferenceAttention(kv_cache), capturable=False)
+    # Only here: a machine without a GPU need not have Triton.
+    from executor_svc.kernels.ops import TritonAttention, TritonOps
+
+    properties = torch.cuda.get_device_properties(kv_cache.keys[0].device)
+    attention = TritonAttention(kv_cache, properties.multi_processor_count)
+    return Backend(TritonOps(kv_cache), attention, capturable=True)
+
+
+def _lacking(kv_cache: KVCache) -> str | None:
+    """What keeps the Triton kernels from running, None if nothing does."""
+    keys = kv_cache.keys[0]
+    _, block_size, _, head_dim = keys.shape
+    if keys.device.type != "cuda":
+        return f"needs a CUDA device, not {keys.device}"
+    if importlib.util.find_spec("triton") is None:
+        return "is not installed"
+    if keys.dtype not in (torch.bfloat16, torch.float32):
+        return f"cannot be had with {keys.dtype}"
+    if head_dim < _MIN_HEAD_DIM or head_dim % 2:
+        return f"needs an even head_dim of at least {_MIN_HEAD_DIM}, not {head_dim}"
+    if block_size % _BLOCK_SIZE_STEP:
+        return f"needs a --block-size that is a multiple of {_BLOCK_SIZE_STEP}, not {block_size}"
+    return None

@@ -1,0 +1,124 @@
+"""Ops and attention as Triton kernels: see executor_svc.layers.ops and executor_svc.attention.base."""
+
+import torch
+
+from executor_svc.attention import AttentionContext
+from executor_svc.kernels.activation import silu_and_mul
+from executor_svc.kernels.decode_attention import decode_attention, num_splits_for
+from executor_svc.kernels.inputs import advance_rows, gather_inputs
+from executor_svc.kernels.norm import add_rms_norm
+from executor_svc.kernels.prefill_attention import prefill_attention
+from executor_svc.kernels.rotary_kv import rotate_and_write
+from executor_svc.kernels.sampling import sample_rows
+from executor_svc.kv_cache import KVCache
+from executor_svc.layers.norm import RMSNorm
+from executor_svc.layers.rotary import Rotation
+
+
+class TritonOps:
+    """Ops whose methods are one kernel each, or two, and may be captured in a CUDA graph."""
+
+    def __init__(self, kv_cache: KVCache) -> None:
+        self.kv_cache = kv_cache
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_rms_norm(x, residual, norm.weight, norm.eps)
+
+    def rotate_and_write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        num_heads: int,
+        norms: tuple[RMSNorm, RMSNorm] | None,
+        rotation: Rotation,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        query_norm, key_norm = norms or (None, None)
+        return rotate_and_write(
+            qkv,
+            None if query_norm is None else query_norm.weight,
+            None if key_norm is None else key_norm.weight,
+            0.0 if query_norm is None else query_norm.eps,
+            *rotation,
+            slot_mapping,
+            self.kv_cache.keys[layer],
+            self.kv_cache.values[layer],
+            num_heads,
+        )
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return silu_and_mul(gate_up)
+
+    def gather_inputs(
+        self,
+        token_rows: torch.Tensor,
+        token_offsets: torch.Tensor,
+        lengths: torch.Tensor,
+        token_ids: torch.Tensor,
+        block_tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return gather_inputs(token_rows, token_offsets, lengths, token_ids, block_tables, block_size)
+
+    def sample_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return sample_rows(logits, rows, positions, temperature, seeds)
+
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
+    ) -> None:
+        advance_rows(rows, sampled, lengths, token_ids)
+
+
+class TritonAttention:
+    """Attention that reads the cache through the block tables, the decode rows' split over the device."""
+
+    def __init__(self, kv_cache: KVCache, num_multiprocessors: int) -> None:
+        self.kv_cache = kv_cache
+        self._num_multiprocessors = num_multiprocessors
+
+    def attend(self, layer: int, query: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        num_decodes = context.num_decodes
+        if num_decodes == len(query):
+            return self._decode(layer, query, context)
+        # Zeros, as what padding holds is written to block 0 by the next layer, and that block stays finite.
+        output = torch.zeros_like(query)
+        if num_decodes:
+            self._decode(layer, query[:num_decodes], context, output[:num_decodes])
+        prefill_attention(
+            query[num_decodes:],
+            self.kv_cache.keys[layer],
+            self.kv_cache.values[layer],
+            context.block_tables,
+            context.prefill_rows,
+            context.prefill_starts,
+            context.lengths,
+            out=output[num_decodes:],
+        )
+        return output
+
+    def _decode(
+        self, layer: int, query: torch.Tensor, context: AttentionContext, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[num_decodes, num_heads, head_dim]; in as many splits as their number asks for, so that graphs can fix it."""
+        keys = self.kv_cache.keys[layer]
+        max_context = context.block_tables.shape[1] * self.kv_cache.block_size
+        num_splits = num_splits_for(len(query), keys.shape[2], max_context, self._num_multiprocessors)
+        return decode_attention(
+            query,
+            keys,
+            self.kv_cache.values[layer],
+            context.block_tables,
+            context.decode_rows,
+            context.lengths,
+            num_splits,
+            out=out,
+        )

@@ -1,0 +1,167 @@
+"""The operations of a model between its matrix products: an interface, and its readable reference in PyTorch.
+
+What belongs together is one method, so that it can be one kernel: see executor_svc.kernels.ops.
+"""
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from executor_svc.kv_cache import KVCache
+from executor_svc.layers.norm import RMSNorm
+from executor_svc.layers.rotary import Rotation, rotate
+from executor_svc.noise import gumbel_noise
+from executor_svc.plan import RowStatus
+from executor_svc.row_slices import row_slices
+
+
+class Ops(Protocol):
+    """Operations on the tokens of one forward pass and on the KV cache. None waits for the device."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(x + residual), x + residual), each [num_tokens, size]; the sum is x where there is no residual."""
+
+    def rotate_and_write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        num_heads: int,
+        norms: tuple[RMSNorm, RMSNorm] | None,
+        rotation: Rotation,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        """Writes keys and values to the cache's layer; returns the query, [num_tokens, num_heads, head_dim].
+
+        `qkv` is [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; query and key are normalised by `norms`, if
+        there are any, and rotated. `slot_mapping` int64 [num_tokens] names no slot twice, but for those of block 0.
+        """
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up for [num_tokens, 2 * size], gates first: [num_tokens, size]."""
+
+    def gather_inputs(
+        self,
+        token_rows: torch.Tensor,
+        token_offsets: torch.Tensor,
+        lengths: torch.Tensor,
+        token_ids: torch.Tensor,
+        block_tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids (int32), positions (int32) and slots (int64), each [num_tokens], of the tokens that a pass computes.
+
+        Token i is that of row token_rows[i] at position lengths[row] + token_offsets[i]; both int32 [num_tokens].
+        """
+
+    def sample_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and statuses (of RowStatus), each int32 [n], by temperature and noise alone.
+
+        `logits` [n, vocab_size] of any float type; `rows` int32 [n]; `positions` int32 [n] of the sampled tokens;
+        `temperature` float32 and `seeds` int64 are those of all rows. The id is 0 where the status is not OK.
+        """
+
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
+    ) -> None:
+        """Ends a decode pass: each row is one position longer, and its sampled token comes next.
+
+        lengths[row] += 1 and token_ids[row, lengths[row]] = sampled; `rows` and `sampled` int32 [n]. The last of all
+        rows is padding, may come several times, and keeps its zeros.
+        """
+
+
+class ReferenceOps:
+    """Ops in plain PyTorch, on any device; float32 arithmetic where the model's type is narrower."""
+
+    def __init__(self, kv_cache: KVCache) -> None:
+        self.kv_cache = kv_cache
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        summed = x if residual is None else x + residual
+        return norm(summed), summed
+
+    def rotate_and_write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        num_heads: int,
+        norms: tuple[RMSNorm, RMSNorm] | None,
+        rotation: Rotation,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        num_kv_heads, head_dim = self.kv_cache.keys[layer].shape[2:]
+        heads = qkv.unflatten(-1, (-1, head_dim))
+        query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        if norms is not None:
+            query, key = norms[0](query), norms[1](key)
+        cos, sin = (part[:, None] for part in rotation)
+        self.kv_cache.write(layer, rotate(key, cos, sin), value, slot_mapping)
+        return rotate(query, cos, sin)
+
+    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    def gather_inputs(
+        self,
+        token_rows: torch.Tensor,
+        token_offsets: torch.Tensor,
+        lengths: torch.Tensor,
+        token_ids: torch.Tensor,
+        block_tables: torch.Tensor,
+        block_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        positions = lengths[token_rows] + token_offsets
+        blocks = block_tables[token_rows, positions // block_size].long()
+        return token_ids[token_rows, positions], positions, blocks * block_size + positions % block_size
+
+    def sample_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        best = [
+            _best_tokens(
+                logits[some].float(), positions[some].long(), temperature[rows[some]], seeds[rows[some]]
+            )
+            for some in row_slices(*logits.shape)
+        ]
+        # NaN and infinity are contagious to the maximum.
+        finite = logits.amax(dim=-1).isfinite()
+        statuses = torch.where(finite, RowStatus.OK, RowStatus.NON_FINITE_LOGITS)
+        return torch.where(finite, torch.cat(best), 0).int(), statuses.int()
+
+    def advance_rows(
+        self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
+    ) -> None:
+        after = lengths[rows] + 1
+        token_ids[rows, after] = sampled
+        lengths[rows] = after
+        token_ids[-1, :2].zero_()  # padding is always at position 0
+        lengths[-1].zero_()
+
+
+def _best_tokens(
+    logits: torch.Tensor, positions: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor
+) -> torch.Tensor:
+    """argmax(logits), or for rows with a temperature argmax(logits / temperature + noise): int64 [n]."""
+    draws = temperature > 0
+    # Moved first, because a small temperature would else overflow and make tokens equal that are not.
+    moved = (logits - logits.amax(dim=-1, keepdim=True)) / torch.where(draws, temperature, 1.0)[:, None]
+    noise = gumbel_noise(seeds, positions, logits.shape[-1])
+    return torch.where(draws[:, None], moved + noise, logits).argmax(dim=-1)
