@@ -5,6 +5,7 @@ are captured up to the hidden states. All graphs share one pool of memory, as th
 stream and leave their results in tensors outside of it.
 """
 
+import gc
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,10 +23,13 @@ from nanoserve.arrays import Int32Array
 _FIRST_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 _MAX_PADDED_SHARE = 0.1
 _SIZE_STEP = 8
-# Of steps with prefills: decode rows, prefill tokens, prefills. Larger ones keep a device busy for longer than the
-# host needs to queue their kernels one by one.
-_MIXED_DECODES = (8, 32, 64, 128, 256)
-_MIXED_TOKENS = (32, 64, 128, 256, 512, 1024, 2048)
+# Of steps with prefills: prefill tokens, and decode rows beside so many. The host queues a pass kernel by kernel in
+# some 20 ms: without graphs, steps up to the largest would wait for it.
+_MIXED_SIZES = (
+    ((32, 64, 128, 256, 384, 512), (8, 32, 64, 128, 256)),
+    ((768, 1024, 1280, 1536, 2048), (32, 128, 256)),
+    ((2560, 3072, 4096, 5120, 6144, 7168, 8192), (64, 256)),
+)
 _MOST_PREFILLS = 64
 
 _log = structlog.get_logger(__name__)
@@ -45,12 +49,15 @@ def bucket_sizes(max_num_seqs: int) -> list[int]:
 
 def mixed_shapes(max_num_seqs: int, max_num_batched_tokens: int) -> list[BatchShape]:
     """Shapes of steps with prefills, ascending in tokens; no more of either kind than a step may have."""
-    decodes = sorted({min(size, max_num_seqs) for size in _MIXED_DECODES})
-    tokens = sorted({min(size, max_num_batched_tokens) for size in _MIXED_TOKENS})
-    return [
-        BatchShape(num_decodes, min(num_tokens, _MOST_PREFILLS), num_tokens)
+    sizes = {
+        (min(num_tokens, max_num_batched_tokens), min(num_decodes, max_num_seqs))
+        for tokens, decodes in _MIXED_SIZES
         for num_tokens in tokens
         for num_decodes in decodes
+    }
+    return [
+        BatchShape(num_decodes, min(num_tokens, _MOST_PREFILLS), num_tokens)
+        for num_tokens, num_decodes in sorted(sizes)
     ]
 
 
@@ -129,6 +136,8 @@ class MixedBuckets:
 def capture(steps: Sequence[StaticStep], device: torch.device) -> None:
     """Captures steps, the largest first, as it takes the memory that the smaller ones then share."""
     torch.cuda.synchronize(device)
+    gc.collect()  # frees what lies on the device now, as nothing may be freed within a capture
+    torch.cuda.empty_cache()
     begin, free = time.monotonic(), torch.cuda.mem_get_info(device)[0]
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
     for step in sorted(steps, key=lambda step: -step.batch.shape.num_tokens):

@@ -45,11 +45,15 @@ class StaticStep:
 
     def capture(self, pool: Any, stream: torch.cuda.Stream) -> None:
         """Captures the work in a graph that shares the memory of `pool`; waits for the device."""
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
             # Kernels are compiled, and libraries take their workspaces, before and not within the capture.
             self._body(self.batch)
-        torch.cuda.synchronize(self._state.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._body(self.batch)
+            stream.synchronize()
+            # Not by torch.cuda.graph, which looks for garbage each time: a tenth of a second a graph.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                self._body(self.batch)
+            finally:
+                graph.capture_end()
         self._graph = graph

@@ -16,7 +16,7 @@ from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
 _SPLIT_TILE = 64  # positions below which a share is not worth a program
-_WAVES = 4  # programs a multiprocessor: two or three run at a time, the rest evens out
+_WAVES = 2  # programs a multiprocessor, all running at a time: benchmarks/attention.py --sweep
 _MAX_ARRIVALS = 65536
 
 
@@ -29,12 +29,14 @@ class DecodeConfig:
     num_stages: int
 
 
-def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
-    """The configuration for a head size: what else varies must not change a row's numbers."""
+def decode_config(head_dim: int, dtype: torch.dtype, group: int, num_splits: int) -> DecodeConfig:
+    """The fastest of benchmarks/attention.py --sweep. A row's numbers may depend on these arguments alone."""
     if dtype == torch.float32:
         return DecodeConfig(tile=16, num_warps=4, num_stages=2)
     if head_dim > 128:
         return DecodeConfig(tile=32, num_warps=4, num_stages=3)
+    if num_splits > 1 or group > 2:
+        return DecodeConfig(tile=32, num_warps=2, num_stages=3)
     return DecodeConfig(tile=64, num_warps=4, num_stages=3)
 
 
@@ -72,7 +74,7 @@ def decode_attention(
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
     group = num_heads // num_kv_heads
-    config = config or decode_config(head_dim, query.dtype)
+    config = config or decode_config(head_dim, query.dtype, group, num_splits)
     out = torch.empty_like(query) if out is None else out
     if not num_tokens:
         return out
