@@ -95,6 +95,7 @@ def small_linear(
     if not num_tokens:
         return out
     num_blocks = triton.cdiv(columns, config.block_n)
+    prefetch = min(config.prefetch, triton.next_power_of_2(triton.cdiv(in_features, config.split_k)))
     partials = arrivals = None
     if config.split_k > 1:
         partials = torch.empty(config.split_k * num_tokens * columns, dtype=torch.float32, device=x.device)
@@ -122,7 +123,7 @@ def small_linear(
         SPLIT_K=config.split_k,
         ROWS=triton.next_power_of_2(num_tokens),
         STATISTICS=min(_STATISTICS, triton.next_power_of_2(in_features)),
-        PREFETCH=config.prefetch if x.is_cuda else 0,
+        PREFETCH=prefetch if x.is_cuda else 0,
         USE_PDL=use_pdl,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
