@@ -5,6 +5,7 @@ The executor applies each plan when it is made, as a real one would in order; th
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class Answer:
     prompt_positions: list[int] = field(default_factory=list)
     """Prompt positions judged, in the order in which they came."""
 
+    @cached_property
     def expected(self) -> tuple[list[int], Finish]:
         """The tokens and the end that the sequence gets when nothing else runs."""
         seed, first = sequence_seed(self.request.seed, self.index), len(self.request.prompt_token_ids)
@@ -154,7 +156,7 @@ class Harness:
     def check_answers(self) -> None:
         """Every sequence that was not aborted has ended, with the tokens it gets when alone; nothing is held."""
         for answer in self.answers.values():
-            tokens, finish = answer.expected()
+            tokens, finish = answer.expected
             expected_positions = answer.expected_prompt_positions()
             if answer.finish in (Finish.NO_ROOM, Finish.FAILED):
                 assert answer.tokens == tokens[: len(answer.tokens)]
