@@ -139,7 +139,7 @@ def weights_of(layer: Layer) -> list[torch.Tensor]:
 
 
 def fused_calls(
-    layer: Layer, num_tokens: int, weights: list[torch.Tensor], config: LinearConfig, use_pdl: bool
+    layer: Layer, num_tokens: int, weights: list[torch.Tensor], config: LinearConfig
 ) -> Sequence[Call]:
     """The layer by small_linear."""
     x = normal(num_tokens, layer.in_features)
@@ -148,7 +148,7 @@ def fused_calls(
         if layer.normed
         else None
     )
-    run = partial(small_linear, x, norm=norm, gated=layer.gated, config=config, use_pdl=use_pdl)
+    run = partial(small_linear, x, norm=norm, gated=layer.gated, config=config)
     return [partial(run, weight) for weight in weights]
 
 
@@ -175,9 +175,8 @@ def linear_cases(layer: Layer) -> Iterator[Case]:
         if num_tokens > 16:
             continue
         config = default_config(layer)
-        for name, use_pdl in (("small_linear", False), ("small_linear, PDL", True)):
-            calls = fused_calls(layer, num_tokens, weights, config, use_pdl)
-            yield Case(f"{layer.name}, {name}", layer.model, num_tokens, moved, calls)
+        calls = fused_calls(layer, num_tokens, weights, config)
+        yield Case(f"{layer.name}, small_linear", layer.model, num_tokens, moved, calls)
 
 
 def default_config(layer: Layer) -> LinearConfig:

@@ -106,7 +106,7 @@ def sweep() -> list[dict[str, object]]:
             if perf_counter() > share:
                 break
             try:
-                results.append((seconds_a_call(fused_calls(layer, 8, weights, config, True)), config))
+                results.append((seconds_a_call(fused_calls(layer, 8, weights, config)), config))
             except triton.runtime.errors.OutOfResources:
                 continue
         results.sort(key=lambda result: result[0])

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.overlap import await_inputs, launch_options
 from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
@@ -106,6 +107,7 @@ def decode_attention(
         SPLITS=max(1, 8192 // (heads * dim)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **launch_options(query.device),
     )
     return out
 
@@ -156,8 +158,10 @@ def _decode_kernel(
     TILE: tl.constexpr,
     HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     kv_head, split, token = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    await_inputs(OVERLAP)
     row = tl.load(rows + token)
     context = tl.load(lengths + row) + 1
     share = tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE

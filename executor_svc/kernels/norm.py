@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.overlap import await_inputs, launch_options
+
 
 def add_rms_norm(
     x: torch.Tensor,
@@ -41,6 +43,7 @@ def add_rms_norm(
             SIZE=size,
             BLOCK=block,
             num_warps=min(max(block // 512, 1), 8),
+            **launch_options(x.device),
         )
     return normed, summed
 
@@ -55,10 +58,12 @@ def _add_rms_norm_kernel(
     eps: tl.tensor,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     at = tl.program_id(0).to(tl.int64) * SIZE + columns
+    await_inputs(OVERLAP)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
         values += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)

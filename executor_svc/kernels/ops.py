@@ -10,7 +10,9 @@ from executor_svc.kernels.norm import add_rms_norm
 from executor_svc.kernels.prefill_attention import prefill_attention
 from executor_svc.kernels.rotary_kv import rotate_and_write
 from executor_svc.kernels.sampling import sample_rows
+from executor_svc.kernels.small_linear import MAX_TOKENS, Norm, small_linear
 from executor_svc.kv_cache import KVCache
+from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation
 
@@ -25,6 +27,30 @@ class TritonOps:
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return add_rms_norm(x, residual, norm.weight, norm.eps)
+
+    def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
+        if len(x) > MAX_TOKENS:
+            output: torch.Tensor = layer(x)
+            return output
+        return small_linear(x, layer.weight, layer.bias)
+
+    def normed_linear(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(x) > MAX_TOKENS:
+            normed, summed = self.add_rms_norm(x, residual, norm)
+            return layer(normed), summed
+        prologue, summed = _prologue(x, residual, norm)
+        return small_linear(x, layer.weight, layer.bias, norm=prologue), summed
+
+    def normed_gate(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(x) > MAX_TOKENS:
+            normed, summed = self.add_rms_norm(x, residual, norm)
+            return silu_and_mul(layer(normed)), summed
+        prologue, summed = _prologue(x, residual, norm)
+        return small_linear(x, layer.weight, layer.bias, norm=prologue, gated=True), summed
 
     def rotate_and_write(
         self,
@@ -47,9 +73,6 @@ class TritonOps:
             self.kv_cache.values[layer],
             num_heads,
         )
-
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return silu_and_mul(gate_up)
 
     def gather_inputs(
         self,
@@ -76,6 +99,12 @@ class TritonOps:
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
         advance_rows(rows, sampled, lengths, token_ids)
+
+
+def _prologue(x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm) -> tuple[Norm, torch.Tensor]:
+    """What a small linear layer does before its sums, and where it will leave x + residual."""
+    summed = None if residual is None else torch.empty_like(x)
+    return Norm(norm.weight, norm.eps, residual, summed), x if summed is None else summed
 
 
 class TritonAttention:

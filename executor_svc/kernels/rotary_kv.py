@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.overlap import await_inputs, launch_options
+
 _HEADS = 8  # a program
 
 
@@ -53,6 +55,7 @@ def rotate_and_write(
             HEADS=_HEADS,
             BLOCK=triton.next_power_of_2(head_dim // 2),
             num_warps=2,
+            **launch_options(qkv.device),
         )
     return out
 
@@ -74,6 +77,7 @@ def _rotate_kernel(
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     """One token, HEADS of its heads: queries, then keys, then values, as they lie in `qkv`. Pairs are (i, i + HALF)."""
     token = tl.program_id(0).to(tl.int64)
@@ -82,6 +86,7 @@ def _rotate_kernel(
     num_parts: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     is_query, is_value = heads < NUM_HEADS, heads >= NUM_HEADS + NUM_KV_HEADS
     inside = (heads < num_parts) & (pairs < HALF)
+    await_inputs(OVERLAP)
     source = qkv + token * (num_parts * 2 * HALF) + heads * (2 * HALF) + pairs
     raw_first = tl.load(source, mask=inside, other=0.0)
     raw_second = tl.load(source + HALF, mask=inside, other=0.0)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from executor_svc.kernels.activation import silu
+from executor_svc.kernels.overlap import await_inputs, launch_options
 
 MAX_TOKENS = 16
 _MAX_ARRIVALS = 4096
@@ -82,13 +83,12 @@ def small_linear(
     gated: bool = False,
     out: torch.Tensor | None = None,
     config: LinearConfig | None = None,
-    use_pdl: bool = False,
 ) -> torch.Tensor:
     """f(x) W^T + b for contiguous `x` [n, in_features], n <= 16, and `weight` [out_features, in_features].
 
-    f is `norm`'s, if given. The result is [n, out_features], or, `gated`, silu(first half) * second half of that. With
-    `use_pdl` (Hopper's programmatic dependent launch) weights are called in while the kernel before still runs. Calls
-    that split sums share counters: run them on one stream, and once on the device before a CUDA graph is captured.
+    f is `norm`'s, if given. The result is [n, out_features], or, `gated`, silu(first half) * second half of that.
+    Weights are called in while the kernel before still runs, where the device can overlap the two. Calls that split
+    sums share counters: run them on one stream, and once on the device before a CUDA graph is captured.
     """
     num_tokens, in_features = x.shape
     columns = len(weight) // 2 if gated else len(weight)
@@ -131,10 +131,9 @@ def small_linear(
         BLOCK_K=config.block_k,
         SPLIT_K=config.split_k,
         PREFETCH=prefetch if x.is_cuda else 0,
-        USE_PDL=use_pdl,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **({"launch_pdl": True} if use_pdl else {}),
+        **launch_options(x.device),
     )
     return out
 
@@ -167,7 +166,7 @@ def _small_linear_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     PREFETCH: tl.constexpr,
-    USE_PDL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ) -> None:
     block, split = tl.program_id(0), tl.program_id(1)
     share: tl.constexpr = tl.cdiv(tl.cdiv(IN, BLOCK_K), SPLIT_K) * BLOCK_K
@@ -180,9 +179,7 @@ def _small_linear_kernel(
         _prefetch(own, begin, IN, PREFETCH)
         if GATED:
             _prefetch(own + COLUMNS * IN, begin, IN, PREFETCH)
-    if USE_PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    await_inputs(OVERLAP)
 
     tokens = tl.arange(0, 16)
     squares = tl.zeros([16], tl.float32)

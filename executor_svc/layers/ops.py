@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from executor_svc.kv_cache import KVCache
+from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation, rotate
 from executor_svc.noise import gumbel_noise
@@ -39,8 +40,18 @@ class Ops(Protocol):
         there are any, and rotated. `slot_mapping` int64 [num_tokens] names no slot twice, but for those of block 0.
         """
 
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up for [num_tokens, 2 * size], gates first: [num_tokens, size]."""
+    def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
+        """The layer's output for [num_tokens, in_features]."""
+
+    def normed_linear(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(layer(norm(x + residual)), x + residual); see `add_rms_norm`."""
+
+    def normed_gate(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `normed_linear` for a layer of two projections, gate and up: silu(gate) * up, [num_tokens, size]."""
 
     def gather_inputs(
         self,
@@ -110,9 +121,22 @@ class ReferenceOps:
         self.kv_cache.write(layer, rotate(key, cos, sin), value, slot_mapping)
         return rotate(query, cos, sin)
 
-    def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate) * up
+    def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
+        output: torch.Tensor = layer(x)
+        return output
+
+    def normed_linear(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        normed, summed = self.add_rms_norm(x, residual, norm)
+        return layer(normed), summed
+
+    def normed_gate(
+        self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        normed, summed = self.add_rms_norm(x, residual, norm)
+        gate, up = layer(normed).chunk(2, dim=-1)
+        return functional.silu(gate) * up, summed
 
     def gather_inputs(
         self,

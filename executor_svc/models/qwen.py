@@ -51,15 +51,25 @@ class QwenAttention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype, device=device)
 
     def forward(
-        self, x: torch.Tensor, rotation: Rotation, backend: Backend, context: AttentionContext
-    ) -> torch.Tensor:
-        """[num_tokens, hidden_size] to the same. All keys and values are written before any is read."""
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        norm: RMSNorm,
+        rotation: Rotation,
+        backend: Backend,
+        context: AttentionContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size].
+
+        All keys and values are written before any is read.
+        """
+        qkv, summed = backend.ops.normed_linear(x, residual, norm, self.qkv_proj)
         norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
         query = backend.ops.rotate_and_write(
-            self.layer, self.qkv_proj(x), self.num_heads, norms, rotation, context.slot_mapping
+            self.layer, qkv, self.num_heads, norms, rotation, context.slot_mapping
         )
-        output: torch.Tensor = self.o_proj(backend.attention.attend(self.layer, query, context).flatten(1))
-        return output
+        attended = backend.attention.attend(self.layer, query, context)
+        return backend.ops.linear(attended.flatten(1), self.o_proj), summed
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names, below `prefix`, and the views that take their tensors."""
@@ -79,10 +89,12 @@ class QwenMLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, (size, size), bias=False, dtype=dtype, device=device)
         self.down_proj = Linear(size, (config.hidden_size,), bias=False, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        """[num_tokens, hidden_size] to the same."""
-        output: torch.Tensor = self.down_proj(ops.silu_and_mul(self.gate_up_proj(x)))
-        return output
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, ops: Ops
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size]."""
+        gated, summed = ops.normed_gate(x, residual, norm, self.gate_up_proj)
+        return ops.linear(gated, self.down_proj), summed
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names, below `prefix`, and the views that take their tensors."""
@@ -113,10 +125,11 @@ class QwenDecoderLayer(nn.Module):
         context: AttentionContext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x and residual, [num_tokens, hidden_size], whose sum is the layer's input, to two whose sum is its output."""
-        x, residual = backend.ops.add_rms_norm(x, residual, self.input_layernorm)
-        x = self.self_attn(x, rotation, backend, context)
-        x, residual = backend.ops.add_rms_norm(x, residual, self.post_attention_layernorm)
-        return self.mlp(x, backend.ops), residual
+        x, residual = self.self_attn(x, residual, self.input_layernorm, rotation, backend, context)
+        output: tuple[torch.Tensor, torch.Tensor] = self.mlp(
+            x, residual, self.post_attention_layernorm, backend.ops
+        )
+        return output
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names, below `prefix`, and the views that take their tensors."""

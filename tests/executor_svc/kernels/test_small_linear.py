@@ -81,7 +81,8 @@ def test_norm_and_gate_are_those_of_the_layers(
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * norm_weight.double()
     gate, up = functional.linear(wide, weight.double(), bias.double()).chunk(2, dim=-1)
     truth = functional.silu(gate) * up
-    assert (out.double() - truth).norm() <= 1.25 * (layered.double() - truth).norm()
+    slack = 2.0**-9 * truth.norm()
+    assert (out.double() - truth).norm() <= 1.25 * (layered.double() - truth).norm() + slack
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
