@@ -13,6 +13,8 @@ import triton.language as tl
 from executor_svc.kernels.gumbel import exponential, gumbel, words_of_ids, words_of_range
 from executor_svc.plan import RowStatus
 
+_CHUNK = 2048  # token ids a program; the same for all batches, so that no row's result depends on another row
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LARGEST = tl.constexpr(3.0e38)
 _NON_FINITE = tl.constexpr(int(RowStatus.NON_FINITE_LOGITS))
@@ -40,9 +42,7 @@ def sample_rows(
         out = torch.empty_like(rows), torch.empty_like(rows)
     if not num_rows:
         return out
-    # Small batches need many programs, large ones little to put together.
-    chunk = 2048 if num_rows <= 16 else 4096
-    num_chunks = triton.cdiv(vocab_size, chunk)
+    num_chunks = triton.cdiv(vocab_size, _CHUNK)
     peaks = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     best_logits, best_ids = torch.empty_like(peaks), torch.empty_like(peaks, dtype=torch.int32)
     cut, last_id = thresholds if thresholds is not None else (None, None)
@@ -59,8 +59,8 @@ def sample_rows(
         best_ids,
         vocab_size,
         num_chunks,
-        CHUNK=chunk,
-        num_warps=4 if chunk == 2048 else 8,
+        CHUNK=_CHUNK,
+        num_warps=4,
     )
     _decide_kernel[(num_rows,)](
         peaks,

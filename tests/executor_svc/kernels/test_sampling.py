@@ -53,11 +53,11 @@ def row_seeds(draws: Draws, count: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", [SEED])
 def test_words_are_those_of_the_reference_bit_for_bit(seed: int, device: torch.device) -> None:
     draws = Draws(seed, torch.float32, device)
-    seeds = row_seeds(draws, 5)
-    positions = draws.int32([0, 1, 2**31 - 1, *draws.choices.sample(range(2**31), 2)])
-    words = torch.full((5, 1024), -1, dtype=torch.int64, device=device)
-    by_id, numbers = torch.full_like(words, -1), draws.poisoned(5, 1024)
-    noise_kernel[(5, 4)](seeds, positions, words, by_id, numbers, COUNT=256)
+    seeds = row_seeds(draws, 3)
+    positions = draws.int32([0, 2**31 - 1, draws.choices.randrange(2**31)])
+    words = torch.full((3, 1024), -1, dtype=torch.int64, device=device)
+    by_id, numbers = torch.full_like(words, -1), draws.poisoned(3, 1024)
+    noise_kernel[(3, 4)](seeds, positions, words, by_id, numbers, COUNT=256)
     expected = noise.random_words(seeds, positions.long(), 1024)
     assert torch.equal(words, expected)
     assert torch.equal(by_id, expected)
@@ -115,7 +115,7 @@ class Batch:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", [SEED])
-@pytest.mark.parametrize(("num_rows", "vocab_size"), [(6, 97), (17, 5003), (3, 8192)])
+@pytest.mark.parametrize(("num_rows", "vocab_size"), [(6, 97), (5, 5003), (3, 8192)])
 def test_tokens_are_those_of_the_sampler(
     num_rows: int, vocab_size: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -156,8 +156,8 @@ def test_forbidden_tokens_and_chunks_of_them_are_never_drawn(seed: int, device: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", [SEED])
 def test_non_finite_rows_fail_alone(seed: int, dtype: torch.dtype, device: torch.device) -> None:
-    batch = Batch(seed, 8, 5000, dtype, device)
-    batch.logits[1, 4321] = torch.nan
+    batch = Batch(seed, 8, 3000, dtype, device)
+    batch.logits[1, 2321] = torch.nan
     batch.logits[2, 17] = torch.inf
     batch.logits[4] = -torch.inf
     batch.logits[5] = torch.nan
@@ -181,5 +181,4 @@ def test_a_row_does_not_depend_on_the_batch(seed: int, device: torch.device) -> 
             batch.temperature,
             batch.seeds,
         )
-        scores = batch.scores()[index]
-        assert scores[together[index]] - scores[alone[0].item()] < GAP
+        assert alone[0].item() == together[index]
