@@ -182,9 +182,7 @@ def linear_cases(layer: Layer) -> Iterator[Case]:
 def default_config(layer: Layer) -> LinearConfig:
     """What small_linear chooses."""
     columns = layer.out_features // 2 if layer.gated else layer.out_features
-    return linear_config(
-        layer.in_features, columns, whole=layer.normed or layer.gated, gated=layer.gated, dtype=torch.bfloat16
-    )
+    return linear_config(layer.in_features, columns, layer.gated, torch.bfloat16)
 
 
 def all_cases() -> Iterator[Case]:

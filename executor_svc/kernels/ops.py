@@ -16,6 +16,8 @@ from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation
 
+_MAX_FUSED_NORM = 2048
+
 
 class TritonOps:
     """Ops whose methods are one kernel each, or two, and may be captured in a CUDA graph."""
@@ -37,9 +39,9 @@ class TritonOps:
     def normed_linear(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(x) > MAX_TOKENS:
+        if not _fuses_norm(x):
             normed, summed = self.add_rms_norm(x, residual, norm)
-            return layer(normed), summed
+            return self.linear(normed, layer), summed
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue), summed
 
@@ -49,6 +51,9 @@ class TritonOps:
         if len(x) > MAX_TOKENS:
             normed, summed = self.add_rms_norm(x, residual, norm)
             return silu_and_mul(layer(normed)), summed
+        if not _fuses_norm(x):
+            normed, summed = self.add_rms_norm(x, residual, norm)
+            return small_linear(normed, layer.weight, layer.bias, gated=True), summed
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue, gated=True), summed
 
@@ -99,6 +104,11 @@ class TritonOps:
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
         advance_rows(rows, sampled, lengths, token_ids)
+
+
+def _fuses_norm(x: torch.Tensor) -> bool:
+    """Whether each program of a small linear layer normalises the whole input itself: where that is soon done."""
+    return x.shape[0] <= MAX_TOKENS and x.shape[1] <= _MAX_FUSED_NORM
 
 
 def _prologue(x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm) -> tuple[Norm, torch.Tensor]:

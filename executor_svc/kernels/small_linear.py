@@ -19,14 +19,12 @@ from executor_svc.kernels.overlap import await_inputs, launch_options
 MAX_TOKENS = 16
 _MAX_ARRIVALS = 4096
 _PROGRAMS = 120  # about as many as multiprocessors
+_STATISTICS = 1024  # inputs at a time for the norm's mean of squares
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMSNorm of the input before the layer: in one pass, the inputs' scale being applied to the sums at the end.
-
-    So an input is rounded once, multiplied by its weight, where add_rms_norm rounds it before that too.
-    """
+    """RMSNorm of the input before the layer, rounded as add_rms_norm does."""
 
     weight: torch.Tensor
     """[in_features]"""
@@ -54,20 +52,15 @@ class LinearConfig:
     """Inputs whose weights are called into the L2 cache before anything else, while the norm is computed."""
 
 
-def linear_config(
-    in_features: int, columns: int, *, whole: bool, gated: bool, dtype: torch.dtype
-) -> LinearConfig:
-    """The configuration for a layer of `columns` outputs (after the gate); it does not depend on the tokens.
-
-    `whole`: no program may have less than all inputs.
-    """
+def linear_config(in_features: int, columns: int, gated: bool, dtype: torch.dtype) -> LinearConfig:
+    """The configuration for a layer of `columns` outputs (after the gate); it does not depend on the tokens."""
     if dtype == torch.float32:
         return LinearConfig(block_n=16, block_k=64, num_stages=3)
     wide = columns >= 32 * 2 * _PROGRAMS
     block_n = 16 if gated and not wide else 32
     programs = triton.cdiv(columns, block_n)
     split_k = 1
-    while not whole and programs * split_k < _PROGRAMS and in_features >= 512 * split_k:
+    while not gated and programs * split_k < _PROGRAMS and in_features >= 512 * split_k:
         split_k *= 2
     if in_features > 4096:
         return LinearConfig(block_n, 128, split_k, num_stages=4 if gated else 5, prefetch=512)
@@ -95,10 +88,8 @@ def small_linear(
     assert num_tokens <= MAX_TOKENS
     assert x.is_contiguous()
     assert weight.is_contiguous()
-    whole = gated or norm is not None
-    config = config or linear_config(in_features, columns, whole=whole, gated=gated, dtype=x.dtype)
-    # A norm needs all inputs of a token, a gate both sums.
-    assert config.split_k == 1 or (not gated and norm is None)
+    config = config or linear_config(in_features, columns, gated, x.dtype)
+    assert config.split_k == 1 or not gated
     if out is None:
         out = x.new_empty(num_tokens, columns)
     if not num_tokens:
@@ -130,6 +121,8 @@ def small_linear(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         SPLIT_K=config.split_k,
+        ROWS=triton.next_power_of_2(num_tokens),
+        STATISTICS=min(_STATISTICS, triton.next_power_of_2(in_features)),
         PREFETCH=prefetch if x.is_cuda else 0,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -165,6 +158,8 @@ def _small_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    STATISTICS: tl.constexpr,
     PREFETCH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -182,7 +177,11 @@ def _small_linear_kernel(
     await_inputs(OVERLAP)
 
     tokens = tl.arange(0, 16)
-    squares = tl.zeros([16], tl.float32)
+    scale = tl.zeros([16], tl.float32)
+    if norm_weight is not None:
+        writes = (block == 0) & (split == 0)
+        scale = _norm_scale(x, residual, summed, writes, num_tokens, eps, IN, ROWS, STATISTICS)
+
     steps = tl.arange(0, BLOCK_K)
     sums = tl.zeros([BLOCK_N, 16], tl.float32)
     up_sums = tl.zeros([BLOCK_N, 16], tl.float32)
@@ -197,12 +196,10 @@ def _small_linear_kernel(
             wide = tile.to(tl.float32)
             if residual is not None:
                 wide += tl.load(residual + at, mask=held, other=0.0).to(tl.float32)
-                tile = wide.to(tile.dtype)
-                tl.store(summed + at, tile, mask=held & (block == 0))
-                wide = tile.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
+                wide = wide.to(tile.dtype).to(tl.float32)
             factors = _load_inputs(norm_weight, places, IN, BLOCK_K).to(tl.float32)
-            tile = (wide * factors[None, :]).to(tile.dtype)
+            wide = (wide * scale[:, None]).to(tile.dtype).to(tl.float32) * factors[None, :]
+            tile = wide.to(tile.dtype)
         turned = tl.trans(tile)
         matrix = _load_inputs(own[:, None], places[None, :], IN, BLOCK_K)
         sums = tl.dot(matrix, turned, sums, input_precision="ieee")
@@ -210,11 +207,6 @@ def _small_linear_kernel(
             matrix = _load_inputs(own[:, None] + COLUMNS * IN, places[None, :], IN, BLOCK_K)
             up_sums = tl.dot(matrix, turned, up_sums, input_precision="ieee")
 
-    if norm_weight is not None:
-        # What a token is divided by is one number: the sums can be, when it is known, in place of the inputs.
-        scale = tl.math.rsqrt(squares / IN + eps)[None, :]
-        sums *= scale
-        up_sums *= scale
     at = tokens[None, :] * COLUMNS + columns[:, None]
     mask = (tokens < num_tokens)[None, :] & (columns < COLUMNS)[:, None]
     finished = True
@@ -257,6 +249,38 @@ def _finish(
         gate = silu(sums.to(dtype).to(tl.float32), dtype)
         sums = gate * up_sums.to(dtype).to(tl.float32)
     tl.store(out + at, sums.to(dtype), mask=mask)
+
+
+@triton.jit
+def _norm_scale(
+    x: tl.tensor,
+    residual: tl.tensor,
+    summed: tl.tensor,
+    writes: tl.tensor,
+    num_tokens: tl.tensor,
+    eps: tl.tensor,
+    IN: tl.constexpr,
+    ROWS: tl.constexpr,
+    STATISTICS: tl.constexpr,
+) -> tl.tensor:
+    """What RMSNorm multiplies each token by: float32 [16]. One program writes the sum with the residual."""
+    tokens = tl.arange(0, ROWS)[:, None]
+    squares = tl.zeros([ROWS], tl.float32)
+    for first in tl.static_range(0, IN, STATISTICS):
+        places = first + tl.arange(0, STATISTICS)[None, :]
+        held = (tokens < num_tokens) & (places < IN)
+        at = tokens * IN + places
+        values = tl.load(x + at, mask=held, other=0.0).to(tl.float32)
+        if residual is not None:
+            values += tl.load(residual + at, mask=held, other=0.0).to(tl.float32)
+            rounded = values.to(x.dtype.element_ty)
+            tl.store(summed + at, rounded, mask=held & writes)
+            values = rounded.to(tl.float32)
+        squares += tl.sum(values * values, axis=1)
+    scale = tl.math.rsqrt(squares / IN + eps)
+    # From [ROWS] to [16].
+    same = tl.arange(0, 16)[:, None] == tl.arange(0, ROWS)[None, :]
+    return tl.sum(tl.where(same, scale[None, :], 0.0), axis=1)
 
 
 @triton.jit
