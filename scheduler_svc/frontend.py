@@ -16,6 +16,8 @@ from scheduler_svc.stream import RequestStream
 Reply = msg.LoadReply | msg.PrefixCacheReset | msg.Drained
 _FINISHES = tuple(Finish)
 _BUSY_SHARE = 0.5
+# Fewer streams than this cost too little to keep a first token waiting for.
+_MANY_STREAMS = 16
 # Shorter rests are not worth a timer, which the loop rounds up to a millisecond.
 _LEAST_REST_SECONDS = 0.5e-3
 _MOST_REST_SECONDS = 20e-3
@@ -45,6 +47,8 @@ class Frontend:
         self._live: dict[int, _LiveStream] = {}
         self._sequences: dict[int, tuple[_LiveStream, int]] = {}
         """By sequence id, with the index of the output."""
+        self._num_told = 0
+        """Tokens handed to streams in the last round."""
         # Those that wait for an answer: to Submit (None: accepted), or to a query.
         self._accepting: dict[int, asyncio.Future[Problem | None]] = {}
         self._querying: dict[int, asyncio.Future[Reply]] = {}
@@ -62,10 +66,11 @@ class Frontend:
         last_time, last_used = time.monotonic(), time.thread_time()
         while True:
             event = await self._events.get()
-            rest = (time.thread_time() - last_used) / _BUSY_SHARE - (time.monotonic() - last_time)
-            if rest > _LEAST_REST_SECONDS:
-                await asyncio.sleep(min(rest, _MOST_REST_SECONDS))
-            last_time, last_used = time.monotonic(), time.thread_time()
+            if self._num_told >= _MANY_STREAMS:
+                rest = (time.thread_time() - last_used) / _BUSY_SHARE - (time.monotonic() - last_time)
+                if rest > _LEAST_REST_SECONDS:
+                    await asyncio.sleep(min(rest, _MOST_REST_SECONDS))
+            last_time, last_used, self._num_told = time.monotonic(), time.thread_time(), 0
             self._dispatch(event)
             for _ in range(self._events.qsize()):
                 self._dispatch(self._events.get_nowait())
@@ -194,6 +199,7 @@ class Frontend:
             if entry is None or finish >= Finish.FAILED:
                 continue
             live, index = entry
+            self._num_told += 1
             try:
                 stopped = live.stream.add_token(
                     index, token_id, _FINISHES[finish], tokens.logprobs.get(column), time
