@@ -112,7 +112,8 @@ class State:
         sequence = self.rows.sequences[row]
         if sequence is None or sequence.incarnation != incarnation:
             sequence = self.departed.get(incarnation)
-        return sequence
+        # A row of a static batch may go on for a sequence that has ended.
+        return sequence if sequence is not None and sequence.sequence_id in self.live else None
 
     def _leave_row(self, sequence: Sequence) -> None:
         self.to_release.append(sequence.row)

@@ -65,6 +65,19 @@ def test_a_padding_row_gives_its_blocks_up_before_anybody_is_preempted():
     assert harness.core.stats().num_preemptions == 0
 
 
+def test_a_row_that_only_pads_is_not_blamed_for_a_failed_plan():
+    harness = make_harness(batching="static")
+    ids = harness.add([1, 2, 3], 1) + harness.add([1, 2, 4], 9)
+    harness.plan()
+    harness.deliver()
+    plan = harness.plan()
+    assert len(plan.decode_rows) == 2
+    assert harness.core.blame(plan.step_id, []) == [ids[1]]
+    harness.lose_session()
+    harness.run_to_end()
+    harness.check_answers()
+
+
 def test_without_a_kv_cache_every_token_is_computed_from_the_whole_sequence():
     harness = make_harness(batching="naive", enable_kv_cache=False)
     (only,) = harness.add([1, 2, 3, 1, 2], max_tokens=4)
