@@ -76,8 +76,8 @@ class Filtered:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
-@pytest.mark.parametrize("vocab_size", [97, 1000])
+@pytest.mark.parametrize("seed", [SEED])
+@pytest.mark.parametrize("vocab_size", [97, 500])
 def test_filters_keep_what_the_sampler_keeps(
     vocab_size: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -86,7 +86,7 @@ def test_filters_keep_what_the_sampler_keeps(
 
 @pytest.mark.parametrize("seed", [SEED])
 def test_lowest_ids_are_kept_of_equal_tokens(seed: int, device: torch.device) -> None:
-    batch = Filtered(seed, 300, torch.bfloat16, device)
+    batch = Filtered(seed, 150, torch.bfloat16, device)
     batch.logits = (batch.logits / 3).round()
     batch.check()
     batch.logits.fill_(-2.0)
@@ -105,7 +105,7 @@ def test_a_filter_may_keep_more_tokens_than_are_allowed(seed: int, device: torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", [SEED])
 def test_tokens_are_drawn_from_what_is_kept(seed: int, dtype: torch.dtype, device: torch.device) -> None:
-    batch = Filtered(seed, 3000, dtype, device)
+    batch = Filtered(seed, 2500, dtype, device)
     batch.temperature[0] = 0.0
     positions = batch.draws.int32([5] * NUM_ROWS)
     seeds = torch.arange(NUM_ROWS, device=device) + seed
@@ -114,6 +114,6 @@ def test_tokens_are_drawn_from_what_is_kept(seed: int, dtype: torch.dtype, devic
     )
     assert statuses.tolist() == [1] * NUM_ROWS
     assert token_ids[0] == batch.logits[0].argmax()
-    scores = batch.expected() + gumbel_noise(seeds, positions.long(), 3000)
+    scores = batch.expected() + gumbel_noise(seeds, positions.long(), 2500)
     for index in range(1, NUM_ROWS):
         assert scores[index].max() - scores[index, token_ids[index]] < 1e-4
