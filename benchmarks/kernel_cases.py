@@ -11,7 +11,7 @@ from executor_svc.kernels.activation import silu_and_mul
 from executor_svc.kernels.inputs import advance_rows, gather_inputs
 from executor_svc.kernels.norm import add_rms_norm
 from executor_svc.kernels.rotary_kv import rotate_and_write
-from executor_svc.kernels.sampling import sample_rows
+from executor_svc.kernels.sampling import sample_filtered_rows, sample_rows
 from executor_svc.kernels.small_linear import LinearConfig, Norm, linear_config, small_linear
 
 ROTATION_BYTES = 256 * 2**20
@@ -130,6 +130,10 @@ def batch_cases(num_rows: int) -> Iterator[Case]:
         heats = torch.full((num_rows,), heat, device="cuda")
         calls = [partial(sample_rows, x, rows, rows, heats, seeds) for x in logits]
         yield Case(name, "", num_rows, num_bytes, calls)
+    heats, top_k = torch.ones(num_rows, device="cuda"), torch.full((num_rows,), 50, device="cuda")
+    filters = top_k, torch.full_like(heats, 0.95), torch.zeros_like(heats)
+    calls = [partial(sample_filtered_rows, x, rows, rows, heats, seeds, *filters) for x in logits]
+    yield Case("sample, top-k and top-p", "", num_rows, num_bytes, calls)
 
 
 def weights_of(layer: Layer) -> list[torch.Tensor]:

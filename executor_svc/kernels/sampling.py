@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.filtering import Thresholds, find_thresholds
 from executor_svc.kernels.gumbel import exponential, gumbel, words_of_ids, words_of_range
 from executor_svc.plan import RowStatus
 
@@ -28,13 +29,14 @@ def sample_rows(
     temperature: torch.Tensor,
     seeds: torch.Tensor,
     *,
-    thresholds: tuple[torch.Tensor, torch.Tensor] | None = None,
+    thresholds: Thresholds | None = None,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and statuses (of RowStatus), int32 [n] each, from contiguous `logits` [n, vocab_size].
 
     Row i samples as row rows[i] (int32) of the batch: `temperature` float32 and `seeds` int64, [num_rows] each; 0 is
-    greedy. positions[i] (int32) is that of the sampled token. `thresholds` are those of sample_filtered_rows.
+    greedy. positions[i] (int32) is that of the sampled token. Of a row that
+    draws only what is within `thresholds` takes part, where they are given.
     """
     num_rows, vocab_size = logits.shape
     assert logits.is_contiguous()
@@ -45,15 +47,15 @@ def sample_rows(
     num_chunks = triton.cdiv(vocab_size, _CHUNK)
     peaks = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     best_logits, best_ids = torch.empty_like(peaks), torch.empty_like(peaks, dtype=torch.int32)
-    cut, last_id = thresholds if thresholds is not None else (None, None)
     _race_kernel[(num_rows, num_chunks)](
         logits,
         rows,
         positions,
         temperature,
         seeds,
-        cut,
-        last_id,
+        thresholds.peak if thresholds else None,
+        thresholds.cut if thresholds else None,
+        thresholds.last_id if thresholds else None,
         peaks,
         best_logits,
         best_ids,
@@ -78,6 +80,23 @@ def sample_rows(
     return out
 
 
+def sample_filtered_rows(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    *,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As sample_rows, of the tokens that find_thresholds keeps; rows may have no filter."""
+    thresholds = find_thresholds(logits, rows, temperature, top_k, top_p, min_p)
+    return sample_rows(logits, rows, positions, temperature, seeds, thresholds=thresholds, out=out)
+
+
 @triton.jit(do_not_specialize=["num_chunks"])
 def _race_kernel(
     logits: tl.tensor,
@@ -85,8 +104,9 @@ def _race_kernel(
     positions: tl.tensor,
     temperature: tl.tensor,
     seeds: tl.tensor,
-    cut: tl.tensor,
-    last_id: tl.tensor,
+    row_peaks: tl.tensor,
+    cuts: tl.tensor,
+    last_ids: tl.tensor,
     peaks: tl.tensor,
     best_logits: tl.tensor,
     best_ids: tl.tensor,
@@ -114,11 +134,19 @@ def _race_kernel(
         # An infinite inverse would make NaN of the largest logit's 0.
         inverse = tl.minimum(_LOG2_E / heat, _LARGEST)
         keys = tl.exp2((values - shift) * inverse) / exponential(words)
+        if cuts is not None:
+            cut = tl.load(cuts + index)
+            scores = tl.div_rn(values - tl.load(row_peaks + index), heat)
+            inside = inside & ((scores > cut) | ((scores == cut) & (ids <= tl.load(last_ids + index))))
         keys = tl.where(inside, keys, -1.0)
-    best = first + tl.argmax(keys, axis=0)
+    best_key, place = tl.max(keys, axis=0, return_indices=True)
+    best = first + place
+    best_logit = tl.sum(tl.where(ids == best, values, 0.0), axis=0)
+    if heat > 0:
+        best_logit = tl.where(best_key < 0, float("-inf"), best_logit)
     at = index * num_chunks + chunk
     tl.store(peaks + at, tl.where(has_nan, float("nan"), peak))
-    tl.store(best_logits + at, tl.sum(tl.where(ids == best, values, 0.0), axis=0))
+    tl.store(best_logits + at, best_logit)
     tl.store(best_ids + at, best)
 
 

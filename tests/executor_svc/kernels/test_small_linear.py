@@ -38,7 +38,7 @@ def normalised(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", [SEED])
-@pytest.mark.parametrize("split_k", [1, 2, 5])
+@pytest.mark.parametrize("split_k", [1, 3])
 def test_linear_is_the_product_however_the_sum_is_split(
     split_k: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_token_is_the_same_among_any_others(
     config = LinearConfig(block_n=16, block_k=32, split_k=split_k, num_stages=2)
     norm = Norm(norm_weight, EPS)
     together = small_linear(x, weight, norm=norm, config=config)
-    for num_tokens in (1, 5, 8):
+    for num_tokens in (1, 5):
         some = small_linear(x[:num_tokens].contiguous(), weight, norm=norm, config=config)
         assert torch.equal(some, together[:num_tokens])
 
