@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from time import monotonic
 
 import torch
 import triton
-from attention_cases import NUM_KV_HEADS, Batch, Shape
 from triton.runtime.errors import OutOfResources
 
+from benchmarks.attention_cases import NUM_KV_HEADS, Batch, Shape
 from executor_svc.kernels.decode_attention import DecodeConfig, num_splits_for
 from executor_svc.kernels.prefill_attention import PrefillConfig
 
@@ -116,9 +117,7 @@ def sweep() -> dict[str, list[str]]:
         usual = num_splits_for(shape.rows, NUM_KV_HEADS, shape.context, num_sms())
         splits = sorted({max(1, usual // 4), max(1, usual // 2), usual, 2 * usual})
         decodes: dict[str, Callable[[], float]] = {
-            f"{config} splits={count}": lambda config=config, count=count, batch=batch: measure_decode(
-                batch, count, config
-            )
+            f"{config} splits={count}": partial(measure_decode, batch, count, config)
             for config in DECODE_CONFIGS
             for count in splits
         }
@@ -128,8 +127,7 @@ def sweep() -> dict[str, list[str]]:
     for shape in PREFILLS:
         batch = Batch(shape)
         prefills: dict[str, Callable[[], float]] = {
-            str(config): lambda config=config, batch=batch: measure_prefill(batch, config)
-            for config in PREFILL_CONFIGS
+            str(config): partial(measure_prefill, batch, config) for config in PREFILL_CONFIGS
         }
         found[f"prefill {shape}"] = best_of(shape, prefills, began + SWEEP_SECONDS)
     return found

@@ -108,7 +108,7 @@ class Batch:
             for copy in list(range(self.num_copies)) * rounds:
                 call(copy)
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        times = []
+        times: list[float] = []
         for replay in range(_REPLAYS + 1):
             start.record()
             graph.replay()

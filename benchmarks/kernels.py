@@ -19,8 +19,17 @@ from time import perf_counter
 
 import torch
 import triton
-from kernel_cases import MODELS, Call, Layer, all_cases, default_config, fused_calls, layers, weights_of
 
+from benchmarks.kernel_cases import (
+    MODELS,
+    Call,
+    Layer,
+    all_cases,
+    default_config,
+    fused_calls,
+    layers,
+    weights_of,
+)
 from executor_svc.kernels.small_linear import LinearConfig
 
 BYTES_PER_SECOND = 4.374e12

@@ -134,7 +134,7 @@ class ModelRunner:
         results, logits = decode_steps.run(sampling.rows)
         sampled, special = SampledTokens(results, None), sampling.special()
         if special.any():
-            sampled = choose_again(logits, sampling, special, sampled)
+            sampled = choose_again(logits, sampling, special, sampled, self.backend.ops)
             self._put_tokens(sampling, sampled)
         return self._tensors(sampling, sampled, logits)
 

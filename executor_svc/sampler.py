@@ -46,6 +46,15 @@ class SamplingRows:
             special |= np.isin(rows, list(self.masks))
         return special
 
+    def only_filtered(self) -> BoolArray:
+        """Which of them are special for nothing but top-k, top-p or min-p."""
+        needs, rows = self.state.needs, self.rows
+        more: BoolArray = needs.logit_bias[rows] | needs.penalties[rows] | needs.reports_gap[rows]
+        more |= self.positions < needs.first_end_position[rows]
+        if self.masks:
+            more |= np.isin(rows, list(self.masks))
+        return needs.special[rows] & ~more
+
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
@@ -73,24 +82,29 @@ class SampledTokens:
 
 def choose(logits: torch.Tensor, batch: SamplingRows, ops: Ops) -> SampledTokens:
     """Samples from raw `logits`, [num_rows, vocab_size] of any float type: fast where rows need nothing special."""
-    special = batch.special()
+    state, special = batch.state, batch.special()
     if special.all():
-        return sample(logits.float(), batch)
-    params, rows, positions = (
-        batch.state.params,
-        batch.state.upload(batch.rows),
-        batch.state.upload(batch.positions),
-    )
-    results = torch.stack(ops.sample_rows(logits, rows, positions, params.temperature, params.seeds))
+        results = torch.zeros(2, len(special), dtype=torch.int32, device=state.device)
+    else:
+        rows, positions = state.upload(batch.rows), state.upload(batch.positions)
+        params = state.params
+        results = torch.stack(ops.sample_rows(logits, rows, positions, params.temperature, params.seeds))
     sampled = SampledTokens(results, None)
-    return choose_again(logits, batch, special, sampled) if special.any() else sampled
+    return choose_again(logits, batch, special, sampled, ops) if special.any() else sampled
 
 
 def choose_again(
-    logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens
+    logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens, ops: Ops
 ) -> SampledTokens:
     """Samples the special rows and puts their results in the place of those that `sampled` has."""
+    filtered = special & batch.only_filtered()
+    if filtered.any() and _choose_filtered(logits, batch, np.flatnonzero(filtered), sampled, ops):
+        special = special & ~filtered
     indices = np.flatnonzero(special)
+    if not len(indices):
+        return sampled
+    if len(indices) == len(batch.rows):
+        return sample(logits[: len(indices)].float(), batch)
     chosen = batch.state.upload(indices)
     part = sample(logits[chosen].float(), batch.part(indices))
     sampled.results.index_copy_(1, chosen, part.results)
@@ -98,6 +112,30 @@ def choose_again(
         return sampled
     gaps = torch.full((len(special),), torch.nan, device=logits.device)
     return SampledTokens(sampled.results, gaps.index_copy_(0, chosen, part.gaps))
+
+
+def _choose_filtered(
+    logits: torch.Tensor,
+    batch: SamplingRows,
+    indices: NDArray[np.intp],
+    sampled: SampledTokens,
+    ops: Ops,
+) -> bool:
+    """Puts the results of rows that only filter into `sampled`, if `ops` have a way of their own for them."""
+    state, params = batch.state, batch.state.params
+    chosen, rows = state.upload(indices), state.upload(batch.rows[indices])
+    results = ops.sample_filtered_rows(
+        logits[chosen],
+        rows,
+        state.upload(batch.positions[indices]),
+        params.temperature,
+        params.seeds,
+        (params.top_k, params.top_p, params.min_p),
+    )
+    if results is None:
+        return False
+    sampled.results.index_copy_(1, chosen, torch.stack(results))
+    return True
 
 
 def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:

@@ -9,14 +9,14 @@ from executor_svc.kernels.inputs import advance_rows, gather_inputs
 from executor_svc.kernels.norm import add_rms_norm
 from executor_svc.kernels.prefill_attention import prefill_attention
 from executor_svc.kernels.rotary_kv import rotate_and_write
-from executor_svc.kernels.sampling import sample_rows
+from executor_svc.kernels.sampling import sample_filtered_rows, sample_rows
 from executor_svc.kernels.small_linear import MAX_TOKENS, Norm, small_linear
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation
 
-_MAX_FUSED_NORM = 2048
+_MAX_SMALL_WEIGHT = 2**24
 
 
 class TritonOps:
@@ -31,29 +31,26 @@ class TritonOps:
         return add_rms_norm(x, residual, norm.weight, norm.eps)
 
     def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
-        if len(x) > MAX_TOKENS:
-            output: torch.Tensor = layer(x)
-            return output
-        return small_linear(x, layer.weight, layer.bias)
+        if _is_small(x, layer):
+            return small_linear(x, layer.weight, layer.bias)
+        output: torch.Tensor = layer(x)
+        return output
 
     def normed_linear(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not _fuses_norm(x):
+        if not _is_small(x, layer):
             normed, summed = self.add_rms_norm(x, residual, norm)
-            return self.linear(normed, layer), summed
+            return layer(normed), summed
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue), summed
 
     def normed_gate(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm, layer: Linear
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(x) > MAX_TOKENS:
+        if not _is_small(x, layer):
             normed, summed = self.add_rms_norm(x, residual, norm)
             return silu_and_mul(layer(normed)), summed
-        if not _fuses_norm(x):
-            normed, summed = self.add_rms_norm(x, residual, norm)
-            return small_linear(normed, layer.weight, layer.bias, gated=True), summed
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue, gated=True), summed
 
@@ -100,15 +97,26 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return sample_rows(logits, rows, positions, temperature, seeds)
 
+    def sample_filtered_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return sample_filtered_rows(logits, rows, positions, temperature, seeds, *filters)
+
     def advance_rows(
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
         advance_rows(rows, sampled, lengths, token_ids)
 
 
-def _fuses_norm(x: torch.Tensor) -> bool:
-    """Whether each program of a small linear layer normalises the whole input itself: where that is soon done."""
-    return x.shape[0] <= MAX_TOKENS and x.shape[1] <= _MAX_FUSED_NORM
+def _is_small(x: torch.Tensor, layer: Linear) -> bool:
+    """Whether a launch costs as much as the weight's way from memory: there cuBLAS is slower than our kernel."""
+    return len(x) <= MAX_TOKENS and layer.weight.numel() <= _MAX_SMALL_WEIGHT
 
 
 def _prologue(x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm) -> tuple[Norm, torch.Tensor]:

@@ -56,15 +56,14 @@ def linear_config(in_features: int, columns: int, gated: bool, dtype: torch.dtyp
     """The configuration for a layer of `columns` outputs (after the gate); it does not depend on the tokens."""
     if dtype == torch.float32:
         return LinearConfig(block_n=16, block_k=64, num_stages=3)
-    wide = columns >= 32 * 2 * _PROGRAMS
-    block_n = 16 if gated and not wide else 32
+    block_n = 32
     programs = triton.cdiv(columns, block_n)
     split_k = 1
     while not gated and programs * split_k < _PROGRAMS and in_features >= 512 * split_k:
         split_k *= 2
     if in_features > 4096:
         return LinearConfig(block_n, 128, split_k, num_stages=4 if gated else 5, prefetch=512)
-    return LinearConfig(block_n, 256, split_k, num_stages=3 if gated else 4, prefetch=1024)
+    return LinearConfig(block_n, 256, split_k, num_stages=3 if gated else 4, prefetch=1024 if gated else 512)
 
 
 def small_linear(

@@ -81,6 +81,20 @@ class Ops(Protocol):
         `temperature` float32 and `seeds` int64 are those of all rows. The id is 0 where the status is not OK.
         """
 
+    def sample_filtered_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As `sample_rows` behind top-k, top-p and min-p; None where the general sampler has to do it.
+
+        `filters` are those of all rows: int64, float32, float32.
+        """
+
     def advance_rows(
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
     ) -> None:
@@ -169,6 +183,17 @@ class ReferenceOps:
         finite = logits.amax(dim=-1).isfinite()
         statuses = torch.where(finite, RowStatus.OK, RowStatus.NON_FINITE_LOGITS)
         return torch.where(finite, torch.cat(best), 0).int(), statuses.int()
+
+    def sample_filtered_rows(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return None
 
     def advance_rows(
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
