@@ -276,7 +276,14 @@ def test_bfloat16_serves_every_kind_with_graphs(tmp_path: Path, kind: str) -> No
 @pytest.mark.parametrize("utilization", [0.3, 0.6])
 def test_the_share_of_memory_asked_for_is_what_is_used(tmp_path: Path, utilization: float) -> None:
     """The cache of a model with much of it a token: what all rows could use is beyond every device."""
-    save_checkpoint(tmp_path, "Qwen3", num_hidden_layers=32, num_key_value_heads=4, head_dim=128)
+    save_checkpoint(
+        tmp_path,
+        "Qwen3",
+        num_hidden_layers=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        max_position_embeddings=2048,
+    )
     torch.cuda.empty_cache()
     runner = cuda_runner(
         tmp_path,
@@ -284,7 +291,7 @@ def test_the_share_of_memory_asked_for_is_what_is_used(tmp_path: Path, utilizati
         gpu_memory_utilization=utilization,
         max_num_seqs=2048,
         max_num_batched_tokens=4096,
-        max_model_len=512,
+        max_model_len=2048,
         block_size=128,
         verify=False,
     )
