@@ -81,7 +81,7 @@ class Engine:
         link: ExecutorLink,
         publish: Callable[[msg.Event], None],
         *,
-        max_plan_ms: float = 3.0,
+        max_plan_ms: float = 4.0,
     ) -> None:
         self._max_plan_ms = max_plan_ms
         self._config, self._admission = config, admission

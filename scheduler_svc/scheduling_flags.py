@@ -20,7 +20,7 @@ class SchedulingFlags:
     max_num_batched_tokens: int | None = None
     """None: the executor's limit."""
     pipeline_depth: int = 2
-    max_plan_ms: float = 3.0
+    max_plan_ms: float = 4.0
     """Most device time of the plans in flight where they hold several decode steps each."""
     priority_aging_seconds: float | None = None
     """Waiting this long is worth one class of priority; None: classes are strict."""

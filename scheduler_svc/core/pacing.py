@@ -6,4 +6,5 @@ def decode_steps_within(max_plan_ms: float, pipeline_depth: int, step_ms: float)
 
     `step_ms` is what a step took of late; 0 where that is not known yet, and then the answer is 1.
     """
-    return max(1, int(max_plan_ms / (pipeline_depth * step_ms))) if step_ms else 1
+    # A hair more, so that a mean of measured steps just above a round number is not a whole step less.
+    return max(1, int(max_plan_ms / (pipeline_depth * step_ms) + 0.01)) if step_ms else 1
