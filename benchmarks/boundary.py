@@ -52,6 +52,9 @@ class Measured:
     executor_cpu: float
     client_cpu: float
     schedule_ms: float
+    """Of a plan's result: the core's `update` and `schedule`."""
+    executor_ms: float
+    """Of a plan: the wait for the executor's thread, decoding, checking, launching."""
     round_trip_ms: float
 
 
@@ -162,6 +165,7 @@ def _difference(first: _Reading, last: _Reading) -> Measured:
         executor_cpu=(last.executor - first.executor) / seconds,
         client_cpu=(last.clients - first.clients) / seconds,
         schedule_ms=steps.schedule_ms,
+        executor_ms=steps.queue_ms + steps.host_ms,
         round_trip_ms=steps.round_trip_ms,
     )
 
@@ -246,6 +250,7 @@ _COLUMNS = (
     ("executor", 9, "{1.executor_cpu:.2f}"),
     ("clients", 8, "{1.client_cpu:.2f}"),
     ("sched ms", 9, "{1.schedule_ms:.3f}"),
+    ("exec ms", 8, "{1.executor_ms:.3f}"),
     ("trip ms", 8, "{1.round_trip_ms:.2f}"),
 )
 
