@@ -35,6 +35,18 @@ class Planner:
             # It may only now have turned out that a static batch is complete.
             self._plan_decodes(draft, num_decode_steps)
 
+    def may_start_or_preempt(self, step_id: int) -> bool:
+        """Whether the next plan may start or preempt sequences, if the results up to this step's are in by then.
+
+        A look-up of prefixes finds what results told of, and a preempted sequence waits for its results: no other part
+        of a plan depends on which have come, as long as none ends anything.
+        """
+        table, available = self._state.rows, self._state.cache.pool.num_available
+        if available < self._state.num_on_rows and available < table.num_at_capacity():
+            return True
+        head = self._state.waiting.head() if table.num_free else None
+        return head is not None and head.last_step <= step_id and not self._is_blocked(head)
+
     def _plan_decodes(self, draft: Draft, num_decode_steps: int) -> None:
         table = self._state.rows
         num_prefilling = len(table.prefilling())

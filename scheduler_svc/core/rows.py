@@ -115,6 +115,10 @@ class RowTable:
         # A clear row has max_len 0, and so is in neither set.
         return ((planned >= self.prefill_end) & (planned + 1 < self.max_len)).nonzero()[0]
 
+    def num_at_capacity(self) -> int:
+        """How many rows have no slot left; at most so many need blocks for one more token each."""
+        return int(np.count_nonzero((self.num_planned >= self.capacity) & (self.incarnation != 0)))
+
     def confirm(self, rows: NDArray[np.intp], token_ids: Int32Array) -> Int64Array:
         """Appends one confirmed token to each row; returns how many tokens each has now."""
         num_known = self.num_known[rows]
