@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_svc.core.config import CoreConfig
-from scheduler_svc.core.draft import PlannedStep
+from scheduler_svc.core.draft import PlannedStep, SteadyStep
 from scheduler_svc.core.request import Finish, Int64Array
 from scheduler_svc.core.state import State
 from scheduler_svc.core.step import StepOutputs, StepResult
@@ -17,23 +17,54 @@ class Confirmer:
 
     def __init__(self, config: CoreConfig, state: State) -> None:
         self._config, self._state = config, state
+        self._quiet: tuple[StepResult, int] | None = None
+        """A result found to end nothing, and the version of the row table then; until it is taken in."""
 
     def ends_nothing(self, planned: PlannedStep, result: StepResult) -> bool:
         """Whether all that `confirm` changes is the tokens known: each row still has its sequence, which goes on."""
         if result.failed is not None or self._state.policy.pads or not self._config.enable_kv_cache:
             return False
-        table = self._state.rows
+        table, steady = self._state.rows, planned.steady
+        if self._quiet is not None and self._quiet[0] is result and self._quiet[1] == table.version:
+            return True
         rows, incarnations = planned.sampling_rows(result.sub_step)
-        return (
-            table.incarnation[rows].tobytes() == incarnations.tobytes()
-            and not np.count_nonzero(table.num_known[rows] + 1 >= table.max_len[rows])
-            and not len(table.ended(rows, result.token_ids))
-        )
+        if steady is not None and steady.batch.version == table.version:
+            goes_on = not steady.reaches_max_len
+        else:
+            goes_on = table.incarnation[rows].tobytes() == incarnations.tobytes() and not np.count_nonzero(
+                table.num_known[rows] + 1 >= table.max_len[rows]
+            )
+        if not goes_on or len(table.ended(rows, result.token_ids)):
+            return False
+        self._quiet = (result, table.version)
+        return True
 
     def confirm(self, planned: PlannedStep, result: StepResult) -> StepOutputs:
         """Takes in a sub-step's result; returns the tokens it makes known."""
         # Before any sequence ends by this very result.
         prompt_slices = self._judge_prompts(planned, result)
+        if (
+            planned.steady is not None
+            and planned.steady.batch.version == self._state.rows.version
+            and self.ends_nothing(planned, result)
+        ):
+            outputs = self._confirm_steady(planned.steady, result)
+        else:
+            outputs = self._confirm_any(planned, result)
+        self._quiet = None
+        outputs.prompt_slices.extend(prompt_slices)
+        return outputs
+
+    def _confirm_steady(self, steady: SteadyStep, result: StepResult) -> StepOutputs:
+        """Takes in a token for each row of a steady batch, none of which ends."""
+        batch, filled = steady.batch, steady.filled
+        self._state.rows.append(batch.rows, batch.token_starts, steady.ends, result.token_ids)
+        if len(filled):
+            self._note_filled(batch.rows[filled], steady.ends[filled])
+        self._state.counters.num_output_tokens += len(batch.rows)
+        return StepOutputs(batch.sequence_ids, result.token_ids, batch.no_finishes, batch.indices)
+
+    def _confirm_any(self, planned: PlannedStep, result: StepResult) -> StepOutputs:
         rows, incarnations = planned.sampling_rows(result.sub_step)
         live = self._state.rows.incarnation[rows] == incarnations
         indices = live.nonzero()[0]
@@ -41,7 +72,6 @@ class Confirmer:
         if len(indices) < len(rows):
             departed = (~live).nonzero()[0]
             outputs = outputs.joined(self._confirm_departed(departed, incarnations[departed], result))
-        outputs.prompt_slices.extend(prompt_slices)
         return outputs
 
     def _confirm_live(
@@ -62,7 +92,11 @@ class Confirmer:
         num_known = table.confirm(good, good_tokens)
         finishes[sampled[num_known >= table.max_len[good]]] = Finish.LENGTH
         finishes[sampled[table.ended(good, good_tokens)]] = Finish.STOP
-        self._note_filled(good, num_known)
+        # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
+        num_computed = num_known - 1
+        full = (num_computed % self._state.limits.block_size == 0).nonzero()[0]
+        if len(full):
+            self._note_filled(good[full], num_computed[full])
         ended = finishes.nonzero()[0]
         if len(ended):
             self._end(rows[ended], finishes[ended])
@@ -72,17 +106,12 @@ class Confirmer:
         self._state.counters.num_output_tokens += len(good)
         return StepOutputs(sequence_ids, token_ids, finishes, indices)
 
-    def _note_filled(self, rows: NDArray[np.intp], num_known: Int64Array) -> None:
-        """Tells the prefix cache of the blocks that rows, each knowing so many tokens now, have just filled."""
-        # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
-        num_computed = num_known - 1
-        block_size = self._state.limits.block_size
-        full = (num_computed % block_size == 0).nonzero()[0]
-        if len(full):
-            rows, num_computed = rows[full], num_computed[full]
-            sequences = [self._state.rows.at(row) for row in rows.tolist()]
-            tokens = self._state.rows.block_tokens(rows, num_computed)
-            self._state.cache.note_filled(sequences, (num_computed // block_size).tolist(), tokens)
+    def _note_filled(self, rows: NDArray[np.intp], num_computed: Int64Array) -> None:
+        """Tells the prefix cache of rows that so many computed tokens have just filled a block of."""
+        sequences = [self._state.rows.at(row) for row in rows.tolist()]
+        tokens = self._state.rows.block_tokens(rows, num_computed)
+        num_blocks = (num_computed // self._state.limits.block_size).tolist()
+        self._state.cache.note_filled(sequences, num_blocks, tokens)
 
     def _end(self, rows: NDArray[np.intp], finishes: NDArray[np.int8]) -> None:
         """Ends the sequences of rows, each in the way given."""

@@ -51,6 +51,8 @@ class Scheduler:
         """Sets up what lasts as long as a session."""
         self._planner = Planner(self._config, self._state, first_incarnation)
         self._confirmer = Confirmer(self._config, self._state)
+        # An array compared with a Python integer costs some microseconds more.
+        self._vocab_size = np.uint32(self._state.limits.vocab_size)
         self._checked: StepResult | None = None
         """The result last found to answer the oldest plan, until it is taken in."""
         self._in_flight: deque[PlannedStep] = deque()
@@ -143,8 +145,7 @@ class Scheduler:
         """Returns the plan that a result answers; ResultMismatch where it does not."""
         planned = self._in_flight[0] if self._in_flight else None
         if planned is None or not (
-            self._checked is result
-            or planned.is_answered_by(result, self._next_sub_step, self._state.limits.vocab_size)
+            self._checked is result or planned.is_answered_by(result, self._next_sub_step, self._vocab_size)
         ):
             raise ResultMismatch(
                 f"step {result.step_id}.{result.sub_step} is not what the oldest plan asks for"
