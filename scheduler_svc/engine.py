@@ -234,17 +234,23 @@ class Engine:
     # Steps
 
     def _send_plans(self) -> None:
-        num_decode_steps = self._num_decode_steps()
-        while self._core is not None and self._epoch:
-            began = time.monotonic()
-            plan = self._core.schedule(began, num_decode_steps)
-            if plan is None:
-                return
-            self._link.send(plan)
-            now = time.monotonic()
-            self._sent.append(_Sent(plan.step_id, now, now - began))
-            if plan.starts:
-                self._note_starts(plan.starts, now)
+        while self._send_plan():
+            pass
+
+    def _send_plan(self, num_answered: int = 0) -> bool:
+        """Sends the next plan, if there is one; see Scheduler.schedule."""
+        if self._core is None or not self._epoch:
+            return False
+        began = time.monotonic()
+        plan = self._core.schedule(began, self._num_decode_steps(), num_answered)
+        if plan is None:
+            return False
+        self._link.send(plan)
+        now = time.monotonic()
+        self._sent.append(_Sent(plan.step_id, now, now - began))
+        if plan.starts:
+            self._note_starts(plan.starts, now)
+        return True
 
     def _num_decode_steps(self) -> int:
         """Decode steps a plan: as many as keep all plans in flight within --max-plan-ms, which arrivals wait for."""
@@ -263,18 +269,22 @@ class Engine:
     def _take_result(self, report: StepReport) -> None:
         if self._core is None or not self._epoch:
             return  # of a session that is being given up
-        began = time.monotonic()
+        began, last = time.monotonic(), report.result.last
         try:
-            outputs = self._core.update(report.result, began)
+            # The executor waits for plans: the next one goes out first where the result cannot matter to it.
+            if not self._core.changes_plans(report.result):
+                self._send_plan(num_answered=int(last))
         except ResultMismatch as error:
             step_id = self._sent[0].step_id if self._sent else 0
             self._take_failure(StepFailed(step_id, "MISMATCH", "", str(error), ()))
             return
-        now, sent = time.monotonic(), self._sent[0]
-        if report.result.last:
+        resumed, sent = time.monotonic(), self._sent[0]
+        outputs = self._core.update(report.result, began)
+        if last:
             self._sent.popleft()
-        self._times.add(report.timing, began - sent.time, sent.schedule_seconds + now - began)
-        # The executor waits for plans, and streams for a millisecond more or less do not matter.
+        update_seconds = time.monotonic() - resumed
+        self._times.add(report.timing, began - sent.time, sent.schedule_seconds + update_seconds)
+        # Streams for a millisecond more or less do not matter.
         self._send_plans()
         self._core.settle()
         self._live.advance(outputs.sequence_ids)

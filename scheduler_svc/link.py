@@ -5,7 +5,6 @@ never come behind its SessionLost.
 """
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.plan_writer import PlanWriter
 from scheduler_svc.recording import Recorder
 from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, decode_session, encode_plan
 
@@ -112,7 +112,8 @@ class ExecutorLink:
         self._emit: Callable[[LinkEvent], None] = lambda event: None
         self._take_over, self._loss_timeout = take_over, loss_timeout
         self._weights_fingerprint = ""
-        self._outgoing: asyncio.Queue[pb.ExecuteRequest] = asyncio.Queue()
+        self._writer: PlanWriter | None = None
+        """Of the open session; None before the first."""
         self._stream: asyncio.Task[None] | None = None
         self._away: asyncio.TimerHandle | None = None
         self._reason = "no answer"
@@ -123,9 +124,10 @@ class ExecutorLink:
         self._recorder = Recorder(record, self.scheduler_id, model_fingerprint) if record else None
 
     def send(self, plan: StepPlan) -> None:
-        """Queues a plan of the open session; returns at once."""
+        """Sends a plan of the open session; returns at once."""
+        assert self._writer is not None
         message = encode_plan(plan)
-        self._outgoing.put_nowait(message)
+        self._writer.send(message)
         if self._recorder is not None:
             self._recorder.plan(message.plan)
 
@@ -270,7 +272,7 @@ class ExecutorLink:
         self._weights_fingerprint = opened.description.weights_fingerprint
         self._was_opened, self._held_since = True, None
         self._last_session = (opened.description.instance_id, opened.epoch)
-        self._outgoing = asyncio.Queue()
+        self._writer = PlanWriter(call)
         self._stop_clock()
         try:
             session = decode_session(opened.description)
@@ -301,8 +303,8 @@ class ExecutorLink:
 
     async def _run_session(self, call: _Call) -> None:
         """Carries messages until the stream ends, and tells the engine that it did."""
+        assert self._writer is not None
         self._stream = asyncio.ensure_future(self._read(call))
-        writer = asyncio.ensure_future(self._write(call))
         try:
             await asyncio.wait([self._stream])
             self._reason = "the session was given up"
@@ -315,10 +317,8 @@ class ExecutorLink:
             raise
         finally:
             self._stream.cancel()
-            writer.cancel()
             self._stream = None
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer
+            await self._writer.close()
             self._start_clock()
             if self._recorder is not None:
                 self._recorder.lost(self._reason)
@@ -341,12 +341,6 @@ class ExecutorLink:
             if event is not None:
                 self._has_lasted = self._has_lasted or isinstance(event, StepReport)
                 self._emit(event)
-
-    async def _write(self, call: _Call) -> None:
-        # A stream that ended is the reader's to tell.
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            while True:
-                await call.write(await self._outgoing.get())
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

@@ -83,22 +83,26 @@ def decode_session(description: pb.ExecutorDescription) -> Session:
 
 def encode_plan(plan: StepPlan) -> pb.ExecuteRequest:
     """The message that sends a plan."""
-    message = pb.StepPlan(
-        step_id=plan.step_id,
-        release_rows=pack_int32(plan.release_rows),
-        starts=[_encode_start(start) for start in plan.starts],
-        new_block_rows=pack_int32(plan.new_block_rows),
-        new_block_ids=pack_int32(plan.new_block_ids),
-        prefills=[
-            pb.Prefill(row=row, first_position=first, num_tokens=count, samples=samples)
-            for row, first, count, samples in plan.prefills
-        ],
-        decode_rows=pack_int32(plan.decode_rows),
-        num_decode_steps=plan.num_decode_steps,
-    )
+    request = pb.ExecuteRequest()
+    message = request.plan  # filled in place: a message given to another is copied
+    message.step_id = plan.step_id
+    message.num_decode_steps = plan.num_decode_steps
+    # Most plans only decode, most of them the rows of the plan before.
+    packed = plan.packed_decode_rows
+    message.decode_rows = pack_int32(plan.decode_rows) if packed is None else packed
     if plan.num_decode_steps > 1:
         message.decode_row_steps = pack_int32(plan.decode_row_steps)
-    return pb.ExecuteRequest(plan=message)
+    if plan.release_rows:
+        message.release_rows = pack_int32(plan.release_rows)
+    if plan.new_block_rows:
+        message.new_block_rows = pack_int32(plan.new_block_rows)
+    if plan.new_block_ids:
+        message.new_block_ids = pack_int32(plan.new_block_ids)
+    if plan.starts:
+        message.starts.extend(map(_encode_start, plan.starts))
+    for row, first, count, samples in plan.prefills:
+        message.prefills.add(row=row, first_position=first, num_tokens=count, samples=samples)
+    return request
 
 
 def _encode_start(start: SequenceStart) -> pb.StartRow:

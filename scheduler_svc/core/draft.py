@@ -8,9 +8,23 @@ from numpy.typing import NDArray
 from scheduler_svc.core.prefix_cache import CacheEntry
 from scheduler_svc.core.request import Int32Array, Int64Array
 from scheduler_svc.core.rows import RowTable
+from scheduler_svc.core.steady import SteadyBatch
 from scheduler_svc.core.step import NO_ROWS, PrefillChunk, SequenceStart, StepPlan, StepResult
 
 _NO_ENDS: Int64Array = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyStep:
+    """A step of a steady batch."""
+
+    batch: SteadyBatch
+    ends: Int64Array
+    """Positions of each row that are computed once it has run: as many tokens as are known before its result."""
+    filled: NDArray[np.intp]
+    """Which rows, by their place, have filled a block then."""
+    reaches_max_len: bool
+    """Whether its result brings a row to its max_len."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +41,27 @@ class PlannedStep:
     num_decode_steps: int
     entries: list[CacheEntry]
     """Provisional entries of the blocks that the step fills."""
+    steady: "SteadyStep | None" = None
+    """What is known beforehand where the plan goes on with a steady batch and does nothing else."""
 
-    def is_answered_by(self, result: StepResult, sub_step: int, vocab_size: int) -> bool:
+    def is_answered_by(self, result: StepResult, sub_step: int, vocab_size: np.uint32) -> bool:
         """Whether the result has just the rows that this plan's sub-step samples, and tokens that exist."""
-        rows, _ = self.sampling_rows(sub_step)
         tokens = result.token_ids
         if result.failed is not None:
             tokens = tokens[~result.failed]
         return (
             (result.step_id, result.sub_step) == (self.step_id, sub_step)
             and result.last == (sub_step == self.num_decode_steps - 1)
-            and result.rows.astype(np.intp).tobytes() == rows.tobytes()
-            and len(result.token_ids) == len(rows)
+            and result.rows.astype("<i4", copy=False).tobytes() == self._packed_sampling_rows(sub_step)
+            and len(result.token_ids) == len(result.rows)
             # Unsigned, a negative token is out of range too.
             and not np.count_nonzero(tokens.view(np.uint32) >= vocab_size)
         )
+
+    def _packed_sampling_rows(self, sub_step: int) -> bytes:
+        if self.steady is not None:
+            return self.steady.batch.packed_rows
+        return self.sampling_rows(sub_step)[0].astype("<i4").tobytes()
 
     def sampling_rows(self, sub_step: int) -> tuple[NDArray[np.intp], Int64Array]:
         """Rows that sample in a sub-step, and the incarnations that held them."""
@@ -72,6 +92,8 @@ class Draft:
     num_prefill_tokens: int = 0
     num_start_bytes: int = 0
     entries: list[CacheEntry] = field(default_factory=list)
+    batch: SteadyBatch | None = None
+    """Which the decode rows are, where the step goes on with one."""
 
     @property
     def num_tokens(self) -> int:
@@ -80,6 +102,32 @@ class Draft:
 
     def finish(self, rows: RowTable, release_rows: list[int]) -> tuple[StepPlan, PlannedStep]:
         """Returns the plan, and what to remember of it."""
+        batch = self.batch
+        if batch is None:
+            wire_rows, packed_rows = self.decode_rows.astype(np.int32), None
+        else:
+            wire_rows, packed_rows = batch.wire_rows, batch.packed_rows
+        plan = StepPlan(
+            step_id=self.step_id,
+            release_rows=release_rows,
+            starts=self.starts,
+            new_block_rows=self.new_block_rows,
+            new_block_ids=self.new_block_ids,
+            prefills=self.prefills,
+            decode_rows=wire_rows,
+            decode_row_steps=self.decode_row_steps,
+            decode_ends=self.decode_ends,
+            num_decode_steps=self.num_decode_steps,
+            packed_decode_rows=packed_rows,
+        )
+        if batch is None or self.prefills:
+            return plan, self._planned(rows)
+        steady = SteadyStep(batch, self.decode_ends, batch.filled(), not batch.num_steps_left)
+        return plan, PlannedStep(
+            self.step_id, batch.rows, batch.incarnations, batch.steps, 1, 1, self.entries, steady
+        )
+
+    def _planned(self, rows: RowTable) -> PlannedStep:
         all_rows, num_samples, every_row_samples = self.decode_rows, self.decode_row_steps, True
         if self.prefills:
             prefill_rows = [chunk.row for chunk in self.prefills]
@@ -87,7 +135,7 @@ class Draft:
             all_rows = np.concatenate([np.array(prefill_rows, np.intp), all_rows])
             num_samples = np.concatenate([np.array(prefill_samples, np.int32), num_samples])
             every_row_samples = all(prefill_samples)
-        planned = PlannedStep(
+        return PlannedStep(
             self.step_id,
             all_rows,
             rows.incarnation[all_rows],
@@ -96,16 +144,3 @@ class Draft:
             self.num_decode_steps,
             self.entries,
         )
-        plan = StepPlan(
-            step_id=self.step_id,
-            release_rows=release_rows,
-            starts=self.starts,
-            new_block_rows=self.new_block_rows,
-            new_block_ids=self.new_block_ids,
-            prefills=self.prefills,
-            decode_rows=self.decode_rows.astype(np.int32),
-            decode_row_steps=self.decode_row_steps,
-            decode_ends=self.decode_ends,
-            num_decode_steps=self.num_decode_steps,
-        )
-        return plan, planned

@@ -10,6 +10,7 @@ from scheduler_svc.core.prefix_cache import CacheEntry
 from scheduler_svc.core.request import Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
+from scheduler_svc.core.steady import SteadyBatch
 from scheduler_svc.core.step import PrefillChunk, SequenceStart
 
 
@@ -22,28 +23,69 @@ class Planner:
         self.next_incarnation = first_incarnation
         self._blocked = (0, 0)
         """The waiting sequence that last found no room, and the blocks that were available then."""
+        self._batch: SteadyBatch | None = None
+        """What decodes steadily, if the last step may be gone on with."""
+        self._last_version = 0
+        """Of the row table, when decodes were last planned from it: a batch is made where they are twice the same."""
 
     def fill(self, draft: Draft, num_decode_steps: int) -> None:
         """Plans a step, with at most `num_decode_steps` decode sub-steps; leaves the draft empty for nothing to do."""
-        policy = self._state.policy
+        policy, table = self._state.policy, self._state.rows
+        num_decode_steps = min(num_decode_steps, self._limits.max_num_decode_steps)
+        if len(self._state.waiting):
+            num_decode_steps = 1  # prefills may join, and must not wait for several steps
         policy.begin_step(self._state.num_on_rows)
-        self._plan_decodes(draft, num_decode_steps)
-        self._plan_prefills(draft)
+        if num_decode_steps > 1 or not self._go_on(draft):
+            num_prefilling = len(table.prefilling())
+            self._plan_decodes(draft, num_decode_steps, num_prefilling)
+            if num_prefilling:
+                self._plan_prefills(draft)
         self._admit(draft)
         policy.end_admission(out_of_tokens=draft.num_tokens >= self._limits.max_num_batched_tokens)
         if draft.num_tokens == 0:
             # It may only now have turned out that a static batch is complete.
-            self._plan_decodes(draft, num_decode_steps)
+            self._plan_decodes(draft, num_decode_steps, len(table.prefilling()))
 
-    def _plan_decodes(self, draft: Draft, num_decode_steps: int) -> None:
-        table = self._state.rows
-        num_prefilling = len(table.prefilling())
+    def _go_on(self, draft: Draft) -> bool:
+        """Plans one more step of the batch that decodes steadily; False where there is none that can go on."""
+        batch, table = self._batch, self._state.rows
+        if batch is None or batch.version != table.version or not batch.num_steps_left:
+            return False
+        ends = batch.ends + 1
+        full = batch.filled()
+        if len(full):
+            rows, needed = batch.rows[full], ends[full]
+            short = (needed > table.capacity[rows]).nonzero()[0]
+            if len(short) > self._state.cache.pool.num_available:
+                return False  # somebody has to be preempted
+            if len(short):
+                self._grow(draft, rows[short], needed[short])
+        batch.advance(ends)
+        table.num_planned[batch.rows] = ends
+        table.last_step[batch.rows] = draft.step_id
+        draft.decode_rows, draft.decode_row_steps, draft.decode_ends = batch.rows, batch.steps, ends
+        draft.batch = batch
+        return True
+
+    def may_start_or_preempt(self, step_id: int) -> bool:
+        """Whether the next plan may start or preempt sequences, if the results up to this step's are in by then.
+
+        A look-up of prefixes finds what results told of, and a preempted sequence waits for its results: no other part
+        of a plan depends on which have come, as long as none ends anything.
+        """
+        table, available = self._state.rows, self._state.cache.pool.num_available
+        if available < self._state.num_on_rows and available < table.num_at_capacity():
+            return True
+        head = self._state.waiting.head() if table.num_free else None
+        return head is not None and head.last_step <= step_id and not self._is_blocked(head)
+
+    def _plan_decodes(self, draft: Draft, num_decode_steps: int, num_prefilling: int) -> None:
+        table, self._batch = self._state.rows, None
         if not self._config.enable_kv_cache or not self._state.policy.may_decode(num_prefilling):
             return
         rows = table.decodable()
-        if len(self._state.waiting) or num_prefilling:
-            num_decode_steps = 1  # prefills may join, and must not wait for several steps
-        num_decode_steps = min(num_decode_steps, self._limits.max_num_decode_steps)
+        if num_prefilling:
+            num_decode_steps = 1
         steps = table.ones[: len(rows)]
         if num_decode_steps > 1:
             steps = self._several_steps(rows, num_decode_steps)
@@ -61,6 +103,9 @@ class Planner:
         draft.decode_ends = ends
         if num_decode_steps > 1:
             draft.num_decode_steps = int(steps.max())
+        elif not num_prefilling and table.version == self._last_version:
+            self._batch = SteadyBatch(table, rows, ends, self._limits.block_size)
+        self._last_version = table.version
 
     def _several_steps(self, rows: NDArray[np.intp], num_decode_steps: int) -> Int32Array:
         """The steps that each decodable row takes: as many as asked if there are blocks for all, else one."""

@@ -25,6 +25,8 @@ class RowTable:
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
         self._block_size = block_size
+        self.version = 0
+        """Changes whenever a sequence takes a row or leaves it, or begins to pad."""
         self.incarnation: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.sequence_id: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.num_known: Int64Array = np.zeros(max_num_seqs, np.int64)
@@ -41,6 +43,7 @@ class RowTable:
         self._num_ended_by: Int32Array = np.zeros(vocab_size, np.int32)
         # Left unwritten: the pages of a row become real memory as its sequence grows.
         self.token_ids: Int32Array = np.empty((max_num_seqs, max_model_len), np.int32)
+        self._flat_token_ids: Int32Array = self.token_ids.reshape(-1)
         self.sequences: list[Sequence | None] = [None] * max_num_seqs
         self.ones: Int32Array = np.ones(max_num_seqs, np.int32)
         self.ones.flags.writeable = False
@@ -54,6 +57,7 @@ class RowTable:
 
     def start(self, sequence: Sequence, incarnation: int, num_computed_tokens: int) -> int:
         """Gives the sequence a row; returns it. There is a free one."""
+        self.version += 1
         row = self._free.pop()
         num_known = len(sequence.token_ids)
         sequence.row, sequence.incarnation = row, incarnation
@@ -70,6 +74,7 @@ class RowTable:
 
     def clear(self, sequence: Sequence) -> None:
         """Takes the sequence off its row; its confirmed tokens and last step go back into it."""
+        self.version += 1
         row = sequence.row
         sequence.token_ids = self.token_ids[row, : self.num_known[row]].copy()
         sequence.last_step = int(self.last_step[row])
@@ -86,6 +91,7 @@ class RowTable:
 
     def pad(self, sequence: Sequence, max_len: int) -> None:
         """Makes the row of a sequence that has ended decode on, to at most `max_len` tokens."""
+        self.version += 1
         self.is_padding[sequence.row] = True
         self.max_len[sequence.row] = max_len
 
@@ -115,6 +121,10 @@ class RowTable:
         # A clear row has max_len 0, and so is in neither set.
         return ((planned >= self.prefill_end) & (planned + 1 < self.max_len)).nonzero()[0]
 
+    def num_at_capacity(self) -> int:
+        """How many rows have no slot left; at most so many need blocks for one more token each."""
+        return int(np.count_nonzero((self.num_planned >= self.capacity) & (self.incarnation != 0)))
+
     def confirm(self, rows: NDArray[np.intp], token_ids: Int32Array) -> Int64Array:
         """Appends one confirmed token to each row; returns how many tokens each has now."""
         num_known = self.num_known[rows]
@@ -123,9 +133,25 @@ class RowTable:
         self.num_known[rows] = num_known
         return num_known
 
+    def token_starts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Where the tokens of each row begin; see `append`."""
+        starts: NDArray[np.intp] = rows * self.token_ids.shape[1]
+        return starts
+
+    def append(
+        self,
+        rows: NDArray[np.intp],
+        token_starts: NDArray[np.intp],
+        num_known: Int64Array,
+        token_ids: Int32Array,
+    ) -> None:
+        """Like `confirm`, for rows of which it is known where their tokens are and how many there are."""
+        self._flat_token_ids[token_starts + num_known] = token_ids
+        self.num_known[rows] = num_known + 1
+
     def ended(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.intp]:
         """Where among `rows` the token of `token_ids` ends the row's sequence."""
-        if not np.count_nonzero(self._num_ended_by[token_ids]):
+        if not np.count_nonzero(self._num_ended_by.take(token_ids)):
             return _NOWHERE
         ends: NDArray[np.bool_] = (self.end_token_ids[rows] == token_ids[:, None]).any(axis=1)
         return ends.nonzero()[0]

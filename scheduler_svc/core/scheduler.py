@@ -13,6 +13,8 @@ come, except that a decoding sequence has one more token for each step planned f
   a request is accepted only if it fits when it is alone.
 * A start takes blocks for all the tokens it knows, so only decoding grows and may preempt, and that comes before
   anything is started: nothing in a plan is preempted by it.
+* Most results end nothing, and nothing waits for them: then the next plan is the same before them as after, and the
+  shell may have it first (`changes_plans`).
 
 Pure and deterministic: the same calls with the same arguments give the same plans.
 """
@@ -20,21 +22,19 @@ Pure and deterministic: the same calls with the same arguments give the same pla
 from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scheduler_svc.core.config import CoreConfig
+from scheduler_svc.core.confirmer import Confirmer
 from scheduler_svc.core.draft import Draft, PlannedStep
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policy import POLICIES
-from scheduler_svc.core.request import Finish, Int64Array, Request
+from scheduler_svc.core.request import Request
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.stats import Stats
 from scheduler_svc.core.step import ResultMismatch, Session, StepOutputs, StepPlan, StepResult
 
 __all__ = ["CoreConfig", "Scheduler"]
-
-_NONE = int(Finish.NONE)  # comparing an array with an IntEnum costs a microsecond
 
 
 class Scheduler:
@@ -50,6 +50,11 @@ class Scheduler:
     def _begin(self, first_incarnation: int) -> None:
         """Sets up what lasts as long as a session."""
         self._planner = Planner(self._config, self._state, first_incarnation)
+        self._confirmer = Confirmer(self._config, self._state)
+        # An array compared with a Python integer costs some microseconds more.
+        self._vocab_size = np.uint32(self._state.limits.vocab_size)
+        self._checked: StepResult | None = None
+        """The result last found to answer the oldest plan, until it is taken in."""
         self._in_flight: deque[PlannedStep] = deque()
         """Plans sent, oldest first; the oldest is answered from `_next_sub_step` on."""
         self._next_step_id, self._next_sub_step = 1, 0
@@ -91,12 +96,13 @@ class Scheduler:
         aging = self._config.priority_aging_seconds
         return (now / aging if aging else 0.0) - request.priority
 
-    def schedule(self, now: float, num_decode_steps: int = 1) -> StepPlan | None:
+    def schedule(self, now: float, num_decode_steps: int = 1, num_answered: int = 0) -> StepPlan | None:
         """Plans the next step, with at most `num_decode_steps` decode sub-steps.
 
-        None where there is nothing to send: nothing to compute, or `pipeline_depth` plans unanswered.
+        None where there is nothing to send: nothing to compute, or `pipeline_depth` plans unanswered. `num_answered`
+        of the plans under way are answered although `update` has not taken the results in; see `changes_plans`.
         """
-        if len(self._in_flight) >= self._state.limits.max_in_flight:
+        if len(self._in_flight) - num_answered >= self._state.limits.max_in_flight:
             return None
         draft = Draft(self._next_step_id)
         self._planner.fill(draft, num_decode_steps)
@@ -113,112 +119,39 @@ class Scheduler:
 
         ResultMismatch, with nothing changed, where it is not what the oldest unanswered plan asks for next.
         """
-        planned = self._in_flight[0] if self._in_flight else None
-        if planned is None or not planned.is_answered_by(
-            result, self._next_sub_step, self._state.limits.vocab_size
-        ):
-            raise ResultMismatch(
-                f"step {result.step_id}.{result.sub_step} is not what the oldest plan asks for"
-            )
-        # Before any sequence ends by this very result.
-        prompt_slices = self._judge_prompts(planned, result)
-        rows, incarnations = planned.sampling_rows(result.sub_step)
-        live = self._state.rows.incarnation[rows] == incarnations
-        indices = live.nonzero()[0]
-        outputs = self._confirm(indices, rows[indices], result)
-        if len(indices) < len(rows):
-            departed = (~live).nonzero()[0]
-            outputs = outputs.joined(self._confirm_departed(departed, incarnations[departed], result))
-        outputs.prompt_slices.extend(prompt_slices)
+        planned = self._check(result)
+        outputs = self._confirmer.confirm(planned, result)
+        self._checked = None
         self._next_sub_step += 1
         if result.last:
             self._close_step(planned)
         return outputs
 
-    def _confirm(self, indices: NDArray[np.intp], rows: NDArray[np.intp], result: StepResult) -> StepOutputs:
-        """Takes in the tokens of rows that still belong to the sequences the plan was made for."""
-        table = self._state.rows
-        if self._state.policy.pads:
-            padding = table.is_padding[rows]
-            self._state.counters.num_padded_tokens += int(padding.sum())
-            indices, rows = indices[~padding], rows[~padding]
-        token_ids, sequence_ids = result.token_ids[indices], table.sequence_id[rows]
-        finishes = np.zeros(len(rows), np.int8)  # Finish.NONE
-        if result.failed is not None:
-            finishes[result.failed[indices]] = Finish.FAILED
-        sampled = (finishes == _NONE).nonzero()[0]
-        good, good_tokens = rows[sampled], token_ids[sampled]
-        num_known = table.confirm(good, good_tokens)
-        finishes[sampled[num_known >= table.max_len[good]]] = Finish.LENGTH
-        finishes[sampled[table.ended(good, good_tokens)]] = Finish.STOP
-        self._note_filled(good, num_known)
-        ended = finishes.nonzero()[0]
-        if len(ended):
-            self._end(rows[ended], finishes[ended])
-        if not self._config.enable_kv_cache:
-            for row in rows[finishes == Finish.NONE]:
-                self._state.recompute(table.at(row))
-        self._state.counters.num_output_tokens += len(good)
-        return StepOutputs(sequence_ids, token_ids, finishes, indices)
+    def changes_plans(self, result: StepResult) -> bool:
+        """Whether the next plan may be another once `update` has taken this result in. ResultMismatch as there.
 
-    def _note_filled(self, rows: NDArray[np.intp], num_known: Int64Array) -> None:
-        """Tells the prefix cache of the blocks that rows, each knowing so many tokens now, have just filled."""
-        # The last token's KV is not computed yet: a block is full when the tokens before it fill it.
-        num_computed = num_known - 1
-        block_size = self._state.limits.block_size
-        full = (num_computed % block_size == 0).nonzero()[0]
-        if len(full):
-            rows, num_computed = rows[full], num_computed[full]
-            sequences = [self._state.rows.at(row) for row in rows.tolist()]
-            tokens = self._state.rows.block_tokens(rows, num_computed)
-            self._state.cache.note_filled(sequences, (num_computed // block_size).tolist(), tokens)
-
-    def _end(self, rows: NDArray[np.intp], finishes: NDArray[np.int8]) -> None:
-        """Ends the sequences of rows, each in the way given."""
-        sequences = [self._state.rows.at(row) for row in rows.tolist()]
-        for sequence, finish in zip(sequences, finishes.tolist(), strict=True):
-            if finish == Finish.FAILED:
-                # What made its logits worthless may be in the blocks that it read or wrote.
-                self._state.cache.drop(sequence.block_table)
-        for sequence in sequences:
-            self._state.end(sequence)
-
-    def _confirm_departed(
-        self, indices: NDArray[np.intp], incarnations: NDArray[np.int64], result: StepResult
-    ) -> StepOutputs:
-        """Takes in tokens of preempted sequences, which wait; those of ended ones are dropped."""
-        kept, sequence_ids, finishes = [], [], []
-        for index, incarnation in zip(indices, incarnations, strict=True):
-            sequence = self._state.departed.get(int(incarnation))
-            if sequence is None:
-                self._state.counters.num_late_tokens += 1
-                continue
-            finish = Finish.FAILED
-            if result.failed is None or not result.failed[index]:
-                finish = sequence.append(int(result.token_ids[index]))
-                self._state.counters.num_output_tokens += 1
-            if finish is not Finish.NONE:
-                self._state.remove(sequence)
-            kept.append(index)
-            sequence_ids.append(sequence.sequence_id)
-            finishes.append(finish)
-        where = np.array(kept, np.intp)
-        return StepOutputs(
-            np.array(sequence_ids, np.int64), result.token_ids[where], np.array(finishes, np.int8), where
+        Where it says no, that plan may be made first, with `num_answered`: it, and all that follows, is the same. So
+        an executor need not wait for what a result tells when it tells of no end and nothing could start or be
+        preempted.
+        """
+        planned = self._check(result)
+        return (
+            bool(result.prompt_slices)
+            or self._planner.may_start_or_preempt(planned.step_id)
+            or not self._confirmer.ends_nothing(planned, result)
         )
 
-    def _judge_prompts(self, planned: PlannedStep, result: StepResult) -> list[tuple[int, int, int]]:
-        """Which of the result's prompt slices are news, and how many positions of each are not."""
-        news = []
-        for index, piece in enumerate(result.prompt_slices):
-            sequence = self._state.held(planned, piece.row)
-            if sequence is None:
-                continue
-            num_before = sequence.num_prompt_positions_judged - (piece.first_position - 1)
-            if 0 <= num_before < piece.num_positions:
-                sequence.num_prompt_positions_judged += piece.num_positions - num_before
-                news.append((sequence.sequence_id, index, num_before))
-        return news
+    def _check(self, result: StepResult) -> PlannedStep:
+        """Returns the plan that a result answers; ResultMismatch where it does not."""
+        planned = self._in_flight[0] if self._in_flight else None
+        if planned is None or not (
+            self._checked is result or planned.is_answered_by(result, self._next_sub_step, self._vocab_size)
+        ):
+            raise ResultMismatch(
+                f"step {result.step_id}.{result.sub_step} is not what the oldest plan asks for"
+            )
+        self._checked = result
+        return planned
 
     def _close_step(self, planned: PlannedStep) -> None:
         self._in_flight.popleft()

@@ -102,6 +102,8 @@ class StepPlan:
     decode_ends: Int64Array
     """Positions of each decode row that are computed once the plan has run."""
     num_decode_steps: int
+    packed_decode_rows: bytes | None = None
+    """The decode rows as little-endian int32, where an earlier plan had the same."""
 
     @property
     def num_tokens(self) -> int:

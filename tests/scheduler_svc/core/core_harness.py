@@ -79,6 +79,8 @@ class Harness:
         self.plans: list[StepPlan] = []
         self.under_way: deque[StepResult] = deque()
         self.now = 0.0
+        self.num_plans_ahead = 0
+        """Plans made before the result that came at that time was taken in."""
 
     def _new_executor(self) -> VirtualExecutor:
         return VirtualExecutor(to_limits(self.session))
@@ -96,10 +98,10 @@ class Harness:
         assert self.core.abort(sequence_id) == (self.answers[sequence_id].finish is Finish.NONE)
         del self.answers[sequence_id]
 
-    def plan(self, num_decode_steps: int = 1) -> StepPlan | None:
+    def plan(self, num_decode_steps: int = 1, num_answered: int = 0) -> StepPlan | None:
         """Makes a plan and has the executor check and run it; its results are then under way."""
         self.now += 1
-        plan = self.core.schedule(self.now, num_decode_steps)
+        plan = self.core.schedule(self.now, num_decode_steps, num_answered)
         if plan is not None:
             assert plan.num_tokens <= self.config.max_num_batched_tokens * plan.num_decode_steps
             self.plans.append(plan)
@@ -132,6 +134,18 @@ class Harness:
             if answer.finish is not Finish.FAILED:
                 answer.tokens.append(int(token))
         return outputs
+
+    def deliver_and_plan(
+        self, num_decode_steps: int = 1, *, ahead: bool, failed_row: int | None = None
+    ) -> tuple[StepOutputs, StepPlan | None]:
+        """Hands the oldest result over and makes the next plan; with `ahead` the plan first, where that may be."""
+        result = self.under_way[0]
+        if not ahead or failed_row is not None or self.core.changes_plans(result):
+            outputs = self.deliver(failed_row)
+            return outputs, self.plan(num_decode_steps)
+        plan = self.plan(num_decode_steps, num_answered=int(result.last))
+        self.num_plans_ahead += plan is not None
+        return self.deliver(), plan
 
     def lose_session(self, **session_changes) -> None:
         """Drops everything under way and opens a new session, with another instance where the sizes change."""

@@ -115,6 +115,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def deliver_with_a_failed_row(self, row: int) -> None:
         self.harness.deliver(failed_row=row)
 
+    @precondition(lambda self: self.harness.under_way)
+    @rule(num_decode_steps=st.sampled_from([1, 1, 4]), count=st.integers(1, 6))
+    def plan_ahead_of_results(self, num_decode_steps: int, count: int) -> None:
+        for _ in range(min(count, len(self.harness.under_way))):
+            _, plan = self.harness.deliver_and_plan(num_decode_steps, ahead=True)
+            if plan is not None:
+                self.note_starts(plan)
+
     @rule()
     def lose_the_session_and_keep_the_instance(self) -> None:
         """A failed step, or a broken stream: results under way are void, the KV that was confirmed is still there."""
