@@ -27,7 +27,9 @@ def encode_event(event: msg.Event, key_of: Callable[[int], int]) -> pb.Event:
     """An event for a worker whose key of a request is `key_of` the engine's."""
     match event:
         case msg.StepBatch():
-            return pb.Event(step=_encode_step(event, key_of))
+            message = pb.Event()
+            _encode_step(message.step, event, key_of)
+            return message
         case msg.EngineState():
             return pb.Event(state=pb.EngineState(**asdict(event)))
         case msg.Accepted():
@@ -109,10 +111,11 @@ def _times(message: Any, kind: type[Any]) -> Any:
     return kind(*(getattr(message, entry.name) for entry in fields(kind)))
 
 
-def _encode_step(batch: msg.StepBatch, key_of: Callable[[int], int]) -> pb.StepBatch:
-    message = pb.StepBatch(time=batch.time)
+def _encode_step(message: pb.StepBatch, batch: msg.StepBatch, key_of: Callable[[int], int]) -> None:
+    # Filled in place: there is one each step, and a message given to another is copied.
+    message.time = batch.time
     if batch.tokens is not None:
-        message.tokens.CopyFrom(_encode_tokens(batch.tokens))
+        _encode_tokens(message.tokens, batch.tokens)
     for started in batch.started:
         message.started.add(key=key_of(started.key), num_cached_tokens=started.num_cached_tokens)
     for end in batch.ended:
@@ -120,7 +123,6 @@ def _encode_step(batch: msg.StepBatch, key_of: Callable[[int], int]) -> pb.StepB
             message.ended.add(key=key_of(end.key), problem=_encode_problem(end.problem))
         else:
             message.ended.add(key=key_of(end.key), num_preemptions=end.num_preemptions)
-    return message
 
 
 def _decode_step(message: pb.StepBatch) -> msg.StepBatch:
@@ -137,33 +139,28 @@ def _decode_step(message: pb.StepBatch) -> msg.StepBatch:
     )
 
 
-def _encode_tokens(tokens: msg.TokenBatch) -> pb.TokenBatch:
-    return pb.TokenBatch(
-        sequence_ids=tokens.sequence_ids.astype(_INT64, copy=False).tobytes(),
-        token_ids=pack_int32(tokens.token_ids),
-        finishes=tokens.finishes.tobytes(),
-        logprobs=[
-            pb.TokenLogprobs(
-                column=column,
-                logprob=entry.logprob,
-                rank=entry.rank,
-                alternative_ids=pack_int32(entry.alternative_ids),
-                alternative_logprobs=pack_float32(entry.alternative_logprobs),
-            )
-            for column, entry in tokens.logprobs.items()
-        ],
-        prompt_logprobs=[
-            pb.PromptLogprobs(
-                sequence_id=sequence_id,
-                first_position=piece.first_position,
-                logprobs=pack_float32(piece.logprobs),
-                ranks=pack_int32(piece.ranks),
-                alternative_ids=pack_int32(piece.alternative_ids),
-                alternative_logprobs=pack_float32(piece.alternative_logprobs),
-            )
-            for sequence_id, piece in tokens.prompt_logprobs
-        ],
-    )
+def _encode_tokens(message: pb.TokenBatch, tokens: msg.TokenBatch) -> None:
+    message.SetInParent()  # even where there are none
+    message.sequence_ids = tokens.sequence_ids.astype(_INT64, copy=False).tobytes()
+    message.token_ids = pack_int32(tokens.token_ids)
+    message.finishes = tokens.finishes.tobytes()
+    for column, entry in tokens.logprobs.items():
+        message.logprobs.add(
+            column=column,
+            logprob=entry.logprob,
+            rank=entry.rank,
+            alternative_ids=pack_int32(entry.alternative_ids),
+            alternative_logprobs=pack_float32(entry.alternative_logprobs),
+        )
+    for sequence_id, piece in tokens.prompt_logprobs:
+        message.prompt_logprobs.add(
+            sequence_id=sequence_id,
+            first_position=piece.first_position,
+            logprobs=pack_float32(piece.logprobs),
+            ranks=pack_int32(piece.ranks),
+            alternative_ids=pack_int32(piece.alternative_ids),
+            alternative_logprobs=pack_float32(piece.alternative_logprobs),
+        )
 
 
 def _decode_tokens(message: pb.TokenBatch) -> msg.TokenBatch:

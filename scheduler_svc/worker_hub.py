@@ -108,9 +108,8 @@ class WorkerHub:
     def _flush_soon(self) -> None:
         if not self._is_flushing:
             self._is_flushing = True
-            # Two turns of the loop from now: the plans that the engine makes in this turn are on their way by then.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._try_flush)
+            # In the loop's next turn: the plans that the engine makes in this one are on their way by then.
+            asyncio.get_running_loop().call_soon(self._try_flush)
 
     def _try_flush(self) -> None:
         try:
@@ -157,7 +156,7 @@ class WorkerHub:
 
     def _route_step(self, step: msg.StepBatch) -> None:
         # A request's start comes before its tokens, its end behind them.
-        parts = starts_and_ends(step)
+        parts = starts_and_ends(step) if step.started or step.ended else {}
         for number, part in parts.items():
             if part.started and (worker := self._workers.get(number)) is not None:
                 worker.events.append(_frame(replace(part, ended=())))
