@@ -1,10 +1,10 @@
 """The CUDA runner: graphs sample what the general way does, nothing is read before it is there or after it is gone."""
 
-from collections.abc import gc
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import Iterator
 import numpy as np
 import pytest
 import torch
