@@ -6,20 +6,16 @@ is checked against float32 first. `--sweep` also tries other configurations. Pri
 
 import argparse
 import json
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from time import monotonic
 
 import torch
-import triton
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.attention_cases import NUM_KV_HEADS, Batch, Shape
+from benchmarks.report import environment
 from executor_svc.kernels.decode_attention import DecodeConfig, num_splits_for
 from executor_svc.kernels.prefill_attention import PrefillConfig
 
@@ -131,22 +127,6 @@ def sweep() -> dict[str, list[str]]:
         }
         found[f"prefill {shape}"] = best_of(shape, prefills, began + SWEEP_SECONDS)
     return found
-
-
-def environment() -> dict[str, str]:
-    """What the figures were measured with."""
-    git = shutil.which("git")
-    command = [git or "true", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "cuda": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": date.today().isoformat(),
-    }
 
 
 def main() -> int:

@@ -7,12 +7,9 @@ configurations of the linear layers, as many as two minutes allow.
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from itertools import product
 from statistics import median
 from time import perf_counter
@@ -30,6 +27,7 @@ from benchmarks.kernel_cases import (
     layers,
     weights_of,
 )
+from benchmarks.report import environment
 from executor_svc.kernels.small_linear import LinearConfig
 
 BYTES_PER_SECOND = 4.374e12
@@ -125,22 +123,6 @@ def sweep() -> list[dict[str, object]]:
                 {"layer": layer.name, "model": layer.model, "us": seconds * 1e6, "config": str(config)}
             )
     return found
-
-
-def environment() -> dict[str, str]:
-    """What the figures were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
-        "date": date.today().isoformat(),
-    }
 
 
 def main() -> int:
