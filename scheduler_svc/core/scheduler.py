@@ -122,6 +122,7 @@ class Scheduler:
         planned = self._check(result)
         outputs = self._confirmer.confirm(planned, result)
         self._checked = None
+        self._state.counters.num_steps += 1
         self._next_sub_step += 1
         if result.last:
             self._close_step(planned)
@@ -157,7 +158,6 @@ class Scheduler:
         self._in_flight.popleft()
         self._next_sub_step = 0
         self._state.last_result = planned.step_id
-        self._state.counters.num_steps += 1
         for entry in planned.entries:
             entry.confirmed = True
         self._state.departed = {

@@ -12,7 +12,7 @@ class Counters:
     """Known tokens of started sequences that were looked up in the prefix cache."""
     num_prefix_hit_tokens: int = 0
     num_steps: int = 0
-    """Plans whose last result came."""
+    """Forward passes whose result came: each decode step of a plan is one."""
     num_output_tokens: int = 0
     num_late_tokens: int = 0
     """Sampled for sequences that had ended before their result came."""

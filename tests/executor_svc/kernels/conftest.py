@@ -1,4 +1,4 @@
-"""Kernels run on the GPU where there is one, else in Triton's interpreter, which must be chosen before its import."""
+"""Kernels run on the GPU where there is one, else in Triton's interpreter: tests/conftest.py chooses it."""
 
 import importlib.util
 import os
@@ -39,8 +39,7 @@ def mend_interpreter() -> None:
     interpreter._convert_float = convert_rounding
 
 
-if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
-    os.environ["TRITON_INTERPRET"] = "1"
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
     mend_interpreter()
 
 

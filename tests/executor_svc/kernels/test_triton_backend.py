@@ -16,6 +16,10 @@ from executor_svc.models.qwen import Backend
 from executor_svc.plan import RowSampling
 from executor_svc.torch_runner import TorchRunner
 
+# The interpreter computes with numpy, which warns of what the kernels mean: the logarithm of 0, and the like.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(divide by zero|overflow|invalid value) encountered:RuntimeWarning"
+)
 SAMPLINGS = [
     RowSampling(),
     RowSampling(temperature=0.9),
