@@ -89,7 +89,8 @@ class BatchState:
         if len(penalised) and self.counts is not None:
             device_rows = self.upload(rows[penalised]).long()
             tokens = token_ids[self.upload(penalised)].long()
-            self.counts.seen[device_rows, tokens] = True
+            # Not by an index and `= True`: that number would be copied from the host, and waited for.
+            self.counts.seen.view(-1).index_fill_(0, device_rows * self.vocab_size + tokens, True)
             self.counts.output[device_rows, tokens] += 1
 
     def _start(self, starts: tuple[StartRow, ...]) -> None:

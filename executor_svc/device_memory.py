@@ -57,7 +57,8 @@ def cuda_num_blocks(
     with naming_flag(
         "--max-num-batched-tokens", f"a step of {limits.max_num_batched_tokens} tokens does not fit", device
     ):
-        step_peak = _peak_bytes(device, lambda: _largest_step(runner, limits)) + _SAMPLING_BYTES
+        step_peak = _peak_bytes(device, lambda: _largest_step(runner, limits))
+        step_peak = max(step_peak, _logits_bytes(limits)) + _SAMPLING_BYTES + _counts_bytes(limits)
         graphs = 0
         if captured:
             graphs = _peak_bytes(device, lambda: _compute_largest(captured)) + _GRAPH_BYTES * len(captured)
@@ -71,6 +72,16 @@ def cuda_num_blocks(
         graph_bytes=profile.graphs,
     )
     return num_blocks_within(profile.kv_cache_bytes(utilization), bytes_per_block, most_useful)
+
+
+def _logits_bytes(limits: RunnerLimits) -> int:
+    """What sampling the special rows of a full batch takes before its slices: logits chosen, and in float32."""
+    return limits.max_num_seqs * limits.vocab_size * (4 + 4)
+
+
+def _counts_bytes(limits: RunnerLimits) -> int:
+    """What the penalties look at, allocated when a row first has one: see TokenCounts."""
+    return limits.max_num_seqs * limits.vocab_size * (1 + 4)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,6 @@ def num_blocks_within(budget_bytes: int, bytes_per_block: int, most_useful: int)
     if num_blocks < 2:
         raise ValueError(
             f"--num-kv-blocks: {budget_bytes} bytes of memory hold fewer than 2 blocks of {bytes_per_block} bytes; "
-            "choose a smaller --block-size, or give the number"
+            "choose a smaller --block-size, on CUDA a higher --gpu-memory-utilization, or give the number"
         )
     return num_blocks

@@ -57,8 +57,6 @@ class EngineConnection:
         await asyncio.wait([frontend, stopping], return_when=asyncio.FIRST_COMPLETED)
         if frontend.done():
             frontend.result()  # raises the bug that ended it
-        # What came in the last frames has been queued, and is taken before this task goes on.
-        await asyncio.sleep(0)
         self.frontend.close()
         await self._server.stop(READ_OUT_SECONDS)
 

@@ -37,6 +37,7 @@ from scheduler_svc.wire import StepFailed, StepReport
 
 # A sequence that was in this many failed plans since its last token is taken to be at fault.
 _MAX_FAILURES = 3
+_UNUSABLE = Problem(Code.UNAVAILABLE, "the executor cannot be used any more")
 _log = structlog.get_logger()
 
 
@@ -129,8 +130,16 @@ class Engine:
             self._answer_drains()
         except Exception:
             problem = internal_problem("the engine failed")
+            self._stop(EngineExit(problem.description, is_failure=True), problem)
+
+    def _stop(self, reason: EngineExit, problem: Problem) -> None:
+        """Ends the engine: nothing is accepted or sent any more, and all that is live ends with the problem."""
+        self._exit, self._epoch = reason, 0
+        self._admission.has_executor = False
+        try:
             self._fail_all(problem)
-            self._exit = EngineExit(problem.description, is_failure=True)
+        except Exception:  # of a core that has failed before: the process must end nevertheless
+            internal_problem("requests were not ended")
 
     def _handle_command(self, item: msg.Command | DrainTimeout | _Stop) -> None:
         match item:
@@ -342,20 +351,18 @@ class Engine:
                 self._epoch = 0
                 _log.warning("executor session lost", reason=event.reason)
             case ExecutorAway() if self._core is None:
-                self._exit = EngineExit(f"--executor: {event.reason}", is_failure=True)
+                reason = EngineExit(f"--executor: {event.reason}", is_failure=True)
+                self._stop(reason, Problem(Code.UNAVAILABLE, "there is no executor"))
             case ExecutorAway():
                 _log.error("executor away for too long", reason=event.reason)
                 self._admission.has_executor = False
                 self._publish_state()
                 self._fail_all(Problem(Code.UNAVAILABLE, "the executor has been away for too long"))
             case Fenced():
-                self._fail_all(Problem(Code.UNAVAILABLE, "another scheduler has taken over"))
-                self._exit = EngineExit(
-                    f"another scheduler has taken over ({event.reason})", is_failure=False
-                )
+                reason = EngineExit(f"another scheduler has taken over ({event.reason})", is_failure=False)
+                self._stop(reason, Problem(Code.UNAVAILABLE, "another scheduler has taken over"))
             case LinkFailed():
-                self._fail_all(Problem(Code.UNAVAILABLE, "the executor cannot be used any more"))
-                self._exit = EngineExit(event.reason, is_failure=True)
+                self._stop(EngineExit(event.reason, is_failure=True), _UNUSABLE)
 
     def _open(self, event: SessionOpened) -> None:
         """Goes on, or begins, with a new session."""
@@ -367,8 +374,7 @@ class Engine:
             else:
                 lost = self._core.reset(session, now)
         except ValueError as error:
-            self._fail_all(Problem(Code.UNAVAILABLE, "the executor cannot be used any more"))
-            self._exit = EngineExit(str(error), is_failure=True)
+            self._stop(EngineExit(str(error), is_failure=True), _UNUSABLE)
             return
         for sequence_id in lost:
             request = self._live.by_sequence(sequence_id)

@@ -76,7 +76,9 @@ class Frontend:
                 self._dispatch(self._events.get_nowait())
 
     def close(self) -> None:
-        """The engine answers no more: whoever waits for an answer, now or later, gets UNAVAILABLE."""
+        """The engine answers no more: whoever waits for an answer that has not come, now or later, gets UNAVAILABLE."""
+        for _ in range(self._events.qsize()):
+            self._dispatch(self._events.get_nowait())
         self.closed.set()
         for accepting in self._accepting.values():
             _settle(accepting, _STOPPING)

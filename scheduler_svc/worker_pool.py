@@ -138,13 +138,13 @@ class WorkerPool:
         connection = FrameConnection(take)
         heartbeat = Heartbeat(lambda: connection.send(_PING), self._ping_seconds)
         number = self._hub.connect(connection.send, lambda: self._note_listening(index))
+        silence = asyncio.ensure_future(heartbeat.silence())
         try:
             await connection.open(ours)
-            silence = asyncio.ensure_future(heartbeat.silence())
             await asyncio.wait([connection.lost, silence], return_when=asyncio.FIRST_COMPLETED)
             reason = connection.lost.result() if connection.lost.done() else silence.result()
-            silence.cancel()
         finally:
+            silence.cancel()
             self._hub.disconnect(number)
             connection.close()
             del self.processes[index]

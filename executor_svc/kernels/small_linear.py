@@ -18,6 +18,7 @@ from executor_svc.kernels.overlap import await_inputs, launch_options
 
 MAX_TOKENS = 16
 _MAX_ARRIVALS = 4096
+_CACHE_LINE_BYTES = 128
 _PROGRAMS = 120  # about as many as multiprocessors
 _STATISTICS = 1024  # inputs at a time for the norm's mean of squares
 
@@ -95,6 +96,8 @@ def small_linear(
         return out
     num_blocks = triton.cdiv(columns, config.block_n)
     prefetch = min(config.prefetch, triton.next_power_of_2(triton.cdiv(in_features, config.split_k)))
+    if prefetch * x.element_size() < _CACHE_LINE_BYTES:
+        prefetch = 0
     partials = arrivals = None
     if config.split_k > 1:
         partials = torch.empty(config.split_k * num_tokens * columns, dtype=torch.float32, device=x.device)

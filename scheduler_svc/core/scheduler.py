@@ -167,7 +167,10 @@ class Scheduler:
         }
 
     def settle(self) -> None:
-        """Does what the last results left to do: to be called when nothing waits for a plan, or never."""
+        """Does what the last results left to do: to be called when nothing waits for a plan, or never.
+
+        When it is called may change which block ids are given out, and nothing that a request gets.
+        """
         self._state.cache.settle()
 
     def blame(self, step_id: int, rows: list[int]) -> list[int]:
