@@ -9,7 +9,9 @@ step can share them, and are provisional until that step is confirmed (rule 7 of
 tokens are made when they are confirmed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import is_
 
 from xxhash import xxh3_128_digest
 
@@ -40,31 +42,41 @@ class PrefixCache:
         self._block_bytes = block_size * TOKEN_BYTES
         self._by_key: dict[bytes, CacheEntry] = {}
         self._by_block: dict[int, CacheEntry] = {}
+        self.has_block: Callable[[int], bool] = self._by_block.__contains__
+        """Whether a block's content can be hit. Bound, as each block that is given back is asked for."""
 
     def __len__(self) -> int:
         return len(self._by_key)
-
-    def has_block(self, block: int) -> bool:
-        """Whether the block's content can be hit."""
-        return block in self._by_block
 
     def find(self, tokens: bytes, salt: bytes, max_blocks: int) -> list[CacheEntry]:
         """Returns the longest chain of entries for a prefix of `tokens` (little-endian int32), at most `max_blocks`."""
         # The hottest loop of a start: what it looks up is bound first.
         size, seed, digest, get = self._block_bytes, self._seed, xxh3_128_digest, self._by_key.get
         chain: list[CacheEntry] = []
-        parent: CacheEntry | None = None
         key = self._salt_key(salt)
         for start in range(0, max_blocks * size, size):
-            block_tokens = tokens[start : start + size]
-            key = digest(key + block_tokens, seed)
+            key = digest(key + tokens[start : start + size], seed)
             entry = get(key)
-            if entry is None or entry.parent is not parent or entry.tokens != block_tokens:
+            if entry is None:
                 break
             chain.append(entry)
-            parent = entry
         # An entry has its parent's salt, so the first one's is that of all.
-        return chain if chain and chain[0].salt == salt else []
+        return self._confirmed_part(chain, tokens) if chain and chain[0].salt == salt else []
+
+    def _confirmed_part(self, chain: list[CacheEntry], tokens: bytes) -> list[CacheEntry]:
+        """The leading entries, found by key, that do stand for these tokens, each behind the one before."""
+        size = self._block_bytes
+        # Compared as a whole: two keys that are equal by chance are not expected in the life of a server.
+        parents = [entry.parent for entry in chain]
+        held = b"".join([entry.tokens for entry in chain])
+        if held == tokens[: len(held)] and parents[0] is None and all(map(is_, parents[1:], chain)):
+            return chain
+        parent: CacheEntry | None = None
+        for index, entry in enumerate(chain):
+            if entry.parent is not parent or entry.tokens != tokens[index * size : (index + 1) * size]:
+                return chain[:index]
+            parent = entry
+        return chain
 
     def add(
         self, parent: CacheEntry | None, tokens: bytes, salt: bytes, block: int, *, confirmed: bool
