@@ -23,8 +23,8 @@ from nanoserve.arrays import Int32Array
 _FIRST_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 _MAX_PADDED_SHARE = 0.1
 _SIZE_STEP = 8
-# Of steps with prefills: prefill tokens, and decode rows beside so many. The host queues a pass kernel by kernel in
-# some 20 ms: without graphs, steps up to the largest would wait for it.
+# Of steps with prefills: prefill tokens, and decode rows beside so many. The host takes longer to queue a
+# pass kernel by kernel than most run: without graphs, steps up to the largest would wait for it.
 _MIXED_SIZES = (
     ((32, 64, 128, 256, 384, 512), (8, 32, 64, 128, 256)),
     ((768, 1024, 1280, 1536, 2048), (32, 128, 256)),

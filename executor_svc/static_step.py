@@ -50,7 +50,7 @@ class StaticStep:
             # Kernels are compiled, and libraries take their workspaces, before and not within the capture.
             self._body(self.batch)
             stream.synchronize()
-            # Not by torch.cuda.graph, which looks for garbage each time: a tenth of a second a graph.
+            # Not by torch.cuda.graph, which looks for garbage each time, once for each of dozens of graphs.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 self._body(self.batch)

@@ -172,7 +172,7 @@ def test_results_are_whole_however_late_they_are_copied(
 
 @gpu
 @pytest.mark.xfail(
-    reason="one of the ways to sample specially still waits; which one is not known", strict=False
+    reason="failed on an H200: the general sampler's many launches may fill the driver's queue", strict=False
 )
 def test_launch_does_not_wait_for_the_device(graphs: CudaRunner) -> None:
     """With the device busy, plans are queued that start, fill, decode, append blocks and sample in special ways."""
