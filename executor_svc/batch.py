@@ -4,20 +4,24 @@ One thread owns it. Plans change it through pinned staging, steps change it on t
 which work a step needs are kept on the host beside it.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from executor_svc.plan import StartRow, StepPlan
-from executor_svc.row_params import RowNeeds, RowParams
+from executor_svc.row_params import Int64Array, RowNeeds, RowParams
 from executor_svc.runner import RunnerLimits
 from executor_svc.staging import StagingRing, upload
 from nanoserve.arrays import Int32Array
 
 # A plan takes as many slots of the ring at most, and each of its passes one more.
 _SLOTS_PER_PLAN = 2
+
+_Write = tuple[Int64Array, Int32Array]
+"""Cells of the state, and what they get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,17 @@ class BatchState:
         max_blocks = -(-limits.max_model_len // limits.block_size)
         self.device = device
         self.vocab_size = limits.vocab_size
-        self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
-        self.token_ids = torch.zeros(num_rows, limits.max_model_len, dtype=torch.int32, device=device)
-        self.lengths = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        """Positions whose keys and values are computed."""
-        self.params = RowParams(num_rows, device)
+        shapes = ((num_rows, max_blocks), (num_rows, limits.max_model_len), (num_rows,))
+        sizes = [RowParams.num_cells(num_rows), *(math.prod(shape) for shape in shapes)]
+        # One tensor, so that all that a plan changes is one upload and one write.
+        self._cells = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        params, *tables = self._cells.split(sizes)
+        self._first_block, self._first_token, self._first_length = np.cumsum(sizes)[:3].tolist()
+        self.block_tables, self.token_ids, self.lengths = (
+            table.view(shape) for table, shape in zip(tables, shapes, strict=True)
+        )
+        """int32 [num_rows, max_blocks], [num_rows, max_model_len], and [num_rows]: positions whose KV is computed."""
+        self.params = RowParams(params, num_rows)
         self.needs = RowNeeds(num_rows)
         self.counts: TokenCounts | None = None
         """None until a row first needs penalties."""
@@ -69,10 +79,20 @@ class BatchState:
         for row in plan.release_rows.tolist():
             self.logit_bias.pop(row, None)
             self.end_token_ids.pop(row, None)
-        if plan.starts:
-            self._start(plan.starts)
-        if len(plan.new_block_rows):
-            self._append_blocks(plan.new_block_rows, plan.new_block_ids)
+        writes = [*self._start(plan.starts), *self._append_blocks(plan.new_block_rows, plan.new_block_ids)]
+        if writes:
+            cells, values = (np.concatenate(parts) for parts in zip(*writes, strict=True))
+            self._cells.index_copy_(0, *self.staging.upload([cells, values]))
+        for start in plan.starts:
+            self._put_rare(start)
+
+    def put_tokens(self, rows: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Writes sampled tokens, int32 [n] each, where their rows (none twice but for the dummy) have them next.
+
+        The dummy row keeps its zeros.
+        """
+        self.token_ids[rows, positions] = token_ids
+        self.token_ids[self.dummy_row].zero_()
 
     def upload(self, array: np.ndarray) -> torch.Tensor:
         """A tensor of its own on the batch's device."""
@@ -93,23 +113,20 @@ class BatchState:
             self.counts.seen.view(-1).index_fill_(0, device_rows * self.vocab_size + tokens, True)
             self.counts.output[device_rows, tokens] += 1
 
-    def _start(self, starts: tuple[StartRow, ...]) -> None:
+    def _start(self, starts: Sequence[StartRow]) -> Iterator[_Write]:
+        if not starts:
+            return
         for start in starts:
+            row, num_tokens, num_blocks = start.row, len(start.token_ids), len(start.block_table)
             self.needs.put(start)
-            self._num_blocks[start.row] = len(start.block_table)
-        tokens = _Runs([(start.row, start.token_ids) for start in starts], self.token_ids)
-        blocks = _Runs([(start.row, start.block_table) for start in starts], self.block_tables)
+            self._num_blocks[row] = num_blocks
+            first_token = self._first_token + row * self.token_ids.shape[1]
+            first_block = self._first_block + row * self.block_tables.shape[1]
+            yield np.arange(first_token, first_token + num_tokens), start.token_ids
+            yield np.arange(first_block, first_block + num_blocks), start.block_table
         rows = np.array([start.row for start in starts], np.int64)
-        lengths = np.array([start.num_computed_tokens for start in starts], np.int32)
-        device_rows, device_lengths, reals, integers, *runs = self.staging.upload(
-            [rows, lengths, *self.params.pack(starts), *tokens.parts, *blocks.parts]
-        )
-        self.lengths.index_copy_(0, device_rows, device_lengths)
-        self.params.put(device_rows, reals, integers)
-        tokens.write(*runs[:3])
-        blocks.write(*runs[3:])
-        for start in starts:
-            self._put_rare(start)
+        yield self._first_length + rows, np.array([start.num_computed_tokens for start in starts], np.int32)
+        yield self.params.pack(starts)
 
     def _put_rare(self, start: StartRow) -> None:
         """What few rows have, of one row."""
@@ -122,15 +139,17 @@ class BatchState:
         if self.needs.first_end_position[row] > 0:
             self.end_token_ids[row] = self.upload(sampling.end_token_ids).long()
 
-    def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> None:
+    def _append_blocks(self, rows: Int32Array, block_ids: Int32Array) -> Iterator[_Write]:
         """Appends in order; a row may get several."""
+        if not len(rows):
+            return
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         turns = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
-        cells = ordered.astype(np.int64) * self.block_tables.shape[1] + self._num_blocks[ordered] + turns
+        columns = self._num_blocks[ordered] + turns
         np.add.at(self._num_blocks, rows, 1)
-        device_cells, device_ids = self.staging.upload([cells, block_ids[order]])
-        self.block_tables.view(-1).index_copy_(0, device_cells, device_ids)
+        first_cells = self._first_block + ordered.astype(np.int64) * self.block_tables.shape[1]
+        yield first_cells + columns, block_ids[order]
 
     def _count_known(self, row: int, num_tokens: int, num_prompt_tokens: int) -> None:
         """Counts the tokens that a row starts with."""
@@ -144,24 +163,3 @@ class BatchState:
         self.counts.seen[row].zero_().index_fill_(0, token_ids, True)
         output = token_ids[num_prompt_tokens:]
         self.counts.output[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
-
-
-class _Runs:
-    """For some rows of a table, [num_rows, width], what to write from their first column on: the cells of one write."""
-
-    def __init__(self, runs: Sequence[tuple[int, Int32Array]], table: torch.Tensor) -> None:
-        self._table = table
-        counts = np.array([len(values) for _, values in runs], np.int64)
-        before = np.cumsum(counts) - counts
-        rows = np.array([row for row, _ in runs], np.int64)
-        self._total = int(counts.sum())
-        self.parts = (rows * table.shape[1] - before, counts, np.concatenate([values for _, values in runs]))
-        """To be uploaded: each run's cell less its place among the values, its number of values, all values."""
-
-    def write(self, bases: torch.Tensor, counts: torch.Tensor, values: torch.Tensor) -> None:
-        """Writes, being given what was uploaded of `parts`."""
-        if self._total:
-            # The number is given, so that the host need not learn it from the device.
-            base = bases.repeat_interleave(counts, output_size=self._total)
-            cells = base + torch.arange(self._total, device=self._table.device)
-            self._table.view(-1).index_copy_(0, cells, values)

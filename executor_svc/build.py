@@ -11,7 +11,7 @@ from executor_svc.batch import BatchState
 from executor_svc.config import ExecutorConfig
 from executor_svc.cuda_runner import CudaRunner
 from executor_svc.device_memory import cuda_num_blocks, naming_flag
-from executor_svc.graphs import DecodeBuckets, MixedBuckets, capture
+from executor_svc.graphs import DecodeBuckets, MixedBuckets, capture, static_logits
 from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.model_runner import ModelRunner
 from executor_svc.models.config import ModelConfig, read_model_config
@@ -74,10 +74,12 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner |
 
 def _static_steps(model_runner: ModelRunner, limits: RunnerLimits) -> list[StaticStep]:
     """Gives a runner buffers for steps of every size; returns the steps, to be captured."""
-    decode_steps = DecodeBuckets(model_runner, limits.max_num_seqs)
-    forward_steps = MixedBuckets(model_runner, limits.max_num_seqs, limits.max_num_batched_tokens)
-    model_runner.decode_steps, model_runner.forward_steps = decode_steps, forward_steps
-    return [*decode_steps.steps(), *forward_steps.steps()]
+    max_num_seqs = limits.max_num_seqs
+    logits = static_logits(model_runner, max_num_seqs)
+    decode_steps = DecodeBuckets(model_runner, max_num_seqs, logits)
+    mixed_steps = MixedBuckets(model_runner, max_num_seqs, limits.max_num_batched_tokens, logits)
+    model_runner.decode_steps, model_runner.mixed_steps = decode_steps, mixed_steps
+    return [*decode_steps.steps(), *mixed_steps.steps()]
 
 
 def _allocate(

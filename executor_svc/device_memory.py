@@ -121,7 +121,7 @@ def _largest_step(runner: ModelRunner, limits: RunnerLimits) -> None:
 @torch.inference_mode()
 def _compute_largest(steps: Sequence[StaticStep]) -> None:
     """Computes the step of the most tokens, of padding alone."""
-    max(steps, key=lambda step: step.batch.shape.num_tokens).compute()
+    max(steps, key=lambda step: step.num_tokens).compute()
 
 
 def _peak_bytes(device: torch.device, work: Callable[[], None]) -> int:

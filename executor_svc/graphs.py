@@ -1,120 +1,83 @@
 """Steps over static buffers for batches of every size, and on CUDA a graph of each.
 
 Decode steps are captured whole: inputs gathered from the batch state, model, sampling, write-back. Steps with prefills
-are captured up to the hidden states. All graphs share one pool of memory, as they run one after the other on one
-stream and leave their results in tensors outside of it.
+are two graphs: the forward pass, by tokens, and what samples behind it, by rows. All graphs share one pool of memory,
+as they run one after the other on one stream and leave their results in tensors outside of it.
 """
 
 import gc
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import structlog
 import torch
 
-from executor_svc.forward import BatchShape, ForwardBatch
+from executor_svc.bucket_sizes import bucket_for, bucket_sizes, mixed_shapes, shape_for
+from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
 from executor_svc.model_runner import ModelRunner
 from executor_svc.plan import Prefill
 from executor_svc.static_step import StaticStep
 from nanoserve.arrays import Int32Array
 
-_FIRST_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
-_MAX_PADDED_SHARE = 0.1
-_SIZE_STEP = 8
-# Of steps with prefills: prefill tokens, and decode rows beside so many. The host takes longer to queue a
-# pass kernel by kernel than most run: without graphs, steps up to the largest would wait for it.
-_MIXED_SIZES = (
-    ((32, 64, 128, 256, 384, 512), (8, 32, 64, 128, 256)),
-    ((768, 1024, 1280, 1536, 2048), (32, 128, 256)),
-    ((2560, 3072, 4096, 5120, 6144, 7168, 8192), (64, 256)),
-)
-_MOST_PREFILLS = 64
+_NO_ROWS: Int32Array = np.empty(0, np.int32)
 
 _log = structlog.get_logger(__name__)
-
-
-def bucket_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes, ascending, up to `max_num_seqs`: past 64 rows less than a tenth of a batch is ever padding."""
-    sizes = [size for size in _FIRST_SIZES if size < max_num_seqs]
-    while sizes and sizes[-1] >= _FIRST_SIZES[-1]:
-        # A batch of one row more than the last size is the most padded one.
-        largest = int((sizes[-1] + 1) / (1 - _MAX_PADDED_SHARE)) // _SIZE_STEP * _SIZE_STEP
-        if largest >= max_num_seqs:
-            break
-        sizes.append(largest)
-    return [*sizes, max_num_seqs]
-
-
-def mixed_shapes(max_num_seqs: int, max_num_batched_tokens: int) -> list[BatchShape]:
-    """Shapes of steps with prefills, ascending in tokens; no more of either kind than a step may have."""
-    sizes = {
-        (min(num_tokens, max_num_batched_tokens), min(num_decodes, max_num_seqs))
-        for tokens, decodes in _MIXED_SIZES
-        for num_tokens in tokens
-        for num_decodes in decodes
-    }
-    return [
-        BatchShape(num_decodes, min(num_tokens, _MOST_PREFILLS), num_tokens)
-        for num_tokens, num_decodes in sorted(sizes)
-    ]
-
-
-def bucket_for(num_rows: int, sizes: list[int]) -> int:
-    """The smallest size that holds `num_rows`, which must not be above the largest."""
-    return sizes[int(np.searchsorted(sizes, num_rows))]
-
-
-def shape_for(needed: BatchShape, shapes: Sequence[BatchShape]) -> BatchShape | None:
-    """The first shape that holds a batch; None where none does."""
-    for shape in shapes:
-        if (
-            needed.num_decodes <= shape.num_decodes
-            and needed.num_prefills <= shape.num_prefills
-            and needed.num_prefill_tokens <= shape.num_prefill_tokens
-        ):
-            return shape
-    return None
 
 
 class DecodeBuckets:
     """Whole decode steps for every number of rows: see DecodeSteps."""
 
-    def __init__(self, runner: ModelRunner, max_num_seqs: int) -> None:
+    def __init__(self, runner: ModelRunner, max_num_seqs: int, logits: torch.Tensor) -> None:
+        """`logits`, of static_logits, may be shared with other steps."""
+        self._dummy_row, self._logits = runner.state.dummy_row, logits
         self._sizes = bucket_sizes(max_num_seqs)
-        weight, device = runner.model.lm_head.weight, runner.state.device
-        self._logits = torch.zeros(max_num_seqs, len(weight), dtype=weight.dtype, device=device)
-        self._results = {size: torch.zeros(2, size, dtype=torch.int32, device=device) for size in self._sizes}
-        self._steps = {}
-        for size, results in self._results.items():
-            body = partial(runner.decode_step, logits=self._logits[:size], results=results)
-            self._steps[size] = StaticStep(runner.state, BatchShape(size), body)
+        self._steps = {size: _DecodeStep(runner, size, logits[:size]) for size in self._sizes}
 
     def run(self, rows: Int32Array) -> tuple[torch.Tensor, torch.Tensor]:
         size = bucket_for(len(rows), self._sizes)
         step = self._steps[size]
-        step.load(rows, ())
-        step.compute()
-        return self._results[size], self._logits[:size]
+        if not np.array_equal(rows, step.rows):
+            step.rows = rows
+            step.static.load(pack_batch(step.shape, rows, (), self._dummy_row))
+        step.static.compute()
+        return step.results, self._logits[:size]
 
     def steps(self) -> list[StaticStep]:
-        """All, the largest first."""
-        return [self._steps[size] for size in reversed(self._sizes)]
+        """All of them."""
+        return [step.static for step in self._steps.values()]
+
+
+class _DecodeStep:
+    """A decode step of up to so many rows."""
+
+    def __init__(self, runner: ModelRunner, size: int, logits: torch.Tensor) -> None:
+        self.shape, self.rows = BatchShape(size), _NO_ROWS
+        """`rows` are those that were loaded last."""
+        self.results = torch.zeros(2, size, dtype=torch.int32, device=logits.device)
+
+        def body(packed: torch.Tensor) -> None:
+            runner.decode_step(ForwardBatch.of(self.shape, packed), logits, self.results)
+
+        packed = pack_batch(self.shape, self.rows, (), runner.state.dummy_row)
+        self.static = StaticStep(runner.state, packed, body, size)
 
 
 class MixedBuckets:
-    """Forward passes with prefills, of every shape that is worth it: see ForwardSteps."""
+    """Forward passes with prefills, of every shape that is worth it, and sampling behind them: see MixedSteps."""
 
-    def __init__(self, runner: ModelRunner, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, runner: ModelRunner, max_num_seqs: int, max_num_batched_tokens: int, logits: torch.Tensor
+    ) -> None:
+        """`logits`, of static_logits, may be shared with other steps."""
+        self._dummy_row = runner.state.dummy_row
         self._shapes = mixed_shapes(max_num_seqs, max_num_batched_tokens)
         weight = runner.model.embed_tokens.weight
         most = max(shape.num_tokens for shape in self._shapes)
         self._hidden = torch.zeros(most, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        self._steps = {}
-        for shape in self._shapes:
-            body = partial(runner.forward_step, hidden=self._hidden[: shape.num_tokens])
-            self._steps[shape] = StaticStep(runner.state, shape, body)
+        self._passes = {shape: _MixedPass(runner, shape, self._hidden) for shape in self._shapes}
+        self._sizes, self._logits = bucket_sizes(max_num_seqs), logits
+        self._samples = {size: _SampleStep(runner, self._hidden, logits[:size]) for size in self._sizes}
 
     def run(
         self, decode_rows: Int32Array, prefills: Sequence[Prefill]
@@ -122,14 +85,62 @@ class MixedBuckets:
         shape = shape_for(BatchShape.of(decode_rows, prefills), self._shapes)
         if shape is None:
             return None
-        step = self._steps[shape]
-        step.load(decode_rows, prefills)
-        step.compute()
+        step = self._passes[shape]
+        step.static.load(pack_batch(shape, decode_rows, prefills, self._dummy_row))
+        step.static.compute()
         return step.batch, self._hidden[: shape.num_tokens]
 
+    def sample(
+        self, last_tokens: Int32Array, rows: Int32Array, positions: Int32Array
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_rows = len(rows)
+        size = bucket_for(num_rows, self._sizes)
+        packed = np.zeros((3, size), np.int32)
+        packed[1].fill(self._dummy_row)
+        packed[:, :num_rows] = last_tokens, rows, positions
+        step = self._samples[size]
+        step.static.load(packed.reshape(-1))
+        step.static.compute()
+        return step.results, self._logits[:size]
+
     def steps(self) -> list[StaticStep]:
-        """All, the largest first."""
-        return sorted(self._steps.values(), key=lambda step: -step.batch.shape.num_tokens)
+        """All of them."""
+        passes = [step.static for step in self._passes.values()]
+        return [*passes, *(step.static for step in self._samples.values())]
+
+
+class _MixedPass:
+    """A forward pass of a shape, into `hidden`, [at least num_tokens, hidden_size]."""
+
+    def __init__(self, runner: ModelRunner, shape: BatchShape, hidden: torch.Tensor) -> None:
+        def body(packed: torch.Tensor) -> None:
+            runner.forward_step(ForwardBatch.of(shape, packed), hidden[: shape.num_tokens])
+
+        packed = pack_batch(shape, _NO_ROWS, (), runner.state.dummy_row)
+        self.static = StaticStep(runner.state, packed, body, shape.num_tokens)
+        self.batch = ForwardBatch.of(shape, self.static.packed)
+
+
+class _SampleStep:
+    """Sampling of as many rows as `logits` has."""
+
+    def __init__(self, runner: ModelRunner, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+        size = len(logits)
+        self.results = torch.zeros(2, size, dtype=torch.int32, device=logits.device)
+
+        def body(packed: torch.Tensor) -> None:
+            last_tokens, rows, positions = packed.view(3, size).unbind()
+            runner.sample_step(last_tokens, rows, positions, hidden, logits, self.results)
+
+        packed = np.zeros((3, size), np.int32)
+        packed[1].fill(runner.state.dummy_row)
+        self.static = StaticStep(runner.state, packed.reshape(-1), body, size)
+
+
+def static_logits(runner: ModelRunner, max_num_seqs: int) -> torch.Tensor:
+    """A place for the logits of as many rows: [max_num_seqs, vocab_size]."""
+    weight = runner.model.lm_head.weight
+    return torch.zeros(max_num_seqs, len(weight), dtype=weight.dtype, device=weight.device)
 
 
 @torch.inference_mode()
@@ -140,7 +151,7 @@ def capture(steps: Sequence[StaticStep], device: torch.device) -> None:
     torch.cuda.empty_cache()
     begin, free = time.monotonic(), torch.cuda.mem_get_info(device)[0]
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-    for step in sorted(steps, key=lambda step: -step.batch.shape.num_tokens):
+    for step in sorted(steps, key=lambda step: -step.num_tokens):
         step.capture(pool, stream)
     _log.info(
         "graphs_captured",

@@ -4,13 +4,13 @@ On CUDA nothing here waits for the device, but for the check of `slot_tokens`.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from executor_svc.attention import AttentionContext
 from executor_svc.batch import BatchState
+from executor_svc.captured import DecodeSteps, MixedSteps
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
 from executor_svc.logprobs import MAX_PROMPT_SLICE, TokenLogprobs, token_logprobs
 from executor_svc.models.qwen import Backend, QwenForCausalLM
@@ -21,29 +21,6 @@ from executor_svc.slot_tokens import SlotTokens, claimed_lengths
 from nanoserve.arrays import Int32Array
 
 _NO_PREFILLS: tuple[Prefill, ...] = ()
-
-
-class DecodeSteps(Protocol):
-    """Whole decode steps over buffers that are there already, for any number of rows up to a largest."""
-
-    def run(self, rows: Int32Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes one step of rows that only decode: samples by temperature and noise, and advances the rows.
-
-        Returns results, int32 [2, at least num_rows], and raw logits, [at least num_rows, vocab_size], both to be
-        overwritten by the next run.
-        """
-
-
-class ForwardSteps(Protocol):
-    """Forward passes over buffers that are there already, for batches with prefills."""
-
-    def run(
-        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
-    ) -> tuple[ForwardBatch, torch.Tensor] | None:
-        """Runs the model over a batch and advances its rows; None, nothing being done, where no buffers hold it.
-
-        Returns the batch with its padding, and its hidden states, to be overwritten by the next run.
-        """
 
 
 class ModelRunner:
@@ -65,8 +42,8 @@ class ModelRunner:
         self.slot_tokens = slot_tokens
         self.decode_steps: DecodeSteps | None = None
         """What steps without prefills run by; None: by the general way."""
-        self.forward_steps: ForwardSteps | None = None
-        """What passes with prefills run by, where they fit; None: none do."""
+        self.mixed_steps: MixedSteps | None = None
+        """What steps with prefills run by, where they fit; None: none do."""
 
     def run(self, step: Step, sub_step: int) -> SubStepTensors:
         """Computes a sub-step and writes what it samples back to the batch state; the plan is applied already.
@@ -129,29 +106,58 @@ class ModelRunner:
         ops.advance_rows(rows, token_ids, state.lengths, state.token_ids)
         torch.stack((token_ids, statuses), out=results)
 
+    def sample_step(
+        self,
+        last_tokens: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        results: torch.Tensor,
+    ) -> None:
+        """Samples behind some tokens of `hidden`, into `logits` and `results`: see MixedSteps.sample."""
+        state, params = self.state, self.state.params
+        self.model.logits(hidden[last_tokens], logits)
+        token_ids, statuses = self.backend.ops.sample_rows(
+            logits, rows, positions, params.temperature, params.seeds
+        )
+        state.put_tokens(rows, positions, token_ids)
+        torch.stack((token_ids, statuses), out=results)
+
     def _decode(self, decode_steps: DecodeSteps, sampling: SamplingRows) -> SubStepTensors:
-        """A step of decode rows: all rows at once, then again those that the fast way cannot sample."""
+        """A step of decode rows."""
         results, logits = decode_steps.run(sampling.rows)
+        return self._tensors(sampling, self._choose_special(results, logits, sampling), logits)
+
+    def _choose_special(
+        self, results: torch.Tensor, logits: torch.Tensor, sampling: SamplingRows
+    ) -> SampledTokens:
+        """What all rows sampled the fast way, but for those that it cannot sample: these are sampled again."""
         sampled, special = SampledTokens(results, None), sampling.special()
         if special.any():
             sampled = choose_again(logits, sampling, special, sampled, self.backend.ops)
             self._put_tokens(sampling, sampled)
-        return self._tensors(sampling, sampled, logits)
+        return sampled
 
     def _compute(self, prefills: Sequence[Prefill], decoding: SamplingRows) -> SubStepTensors:
         """Any step. Rows that sample: prefills that end their known tokens, then `decoding`."""
         if not (len(decoding.rows) or prefills):
             return SubStepTensors(decoding.rows)
-        captured = None if self.forward_steps is None else self.forward_steps.run(decoding.rows, prefills)
-        batch, hidden = captured or self._forward_exactly(decoding.rows, prefills)
+        mixed_steps = self.mixed_steps
+        static = None if mixed_steps is None else mixed_steps.run(decoding.rows, prefills)
+        batch, hidden = static or self._forward_exactly(decoding.rows, prefills)
         num_decodes = batch.shape.num_decodes
         prompt_logprobs = self._judge_prompts(prefills, hidden[num_decodes:])
         last, sampling = _sampling(prefills, decoding, num_decodes)
         if not len(last):
             return SubStepTensors(sampling.rows, prompt_logprobs=prompt_logprobs)
-        logits = self.model.logits(hidden[self.state.upload(last)])
-        sampled = choose(logits, sampling, self.backend.ops)
-        self._put_tokens(sampling, sampled)
+        if mixed_steps is not None and static is not None:
+            results, logits = mixed_steps.sample(last, sampling.rows, sampling.positions)
+            sampled = self._choose_special(results, logits, sampling)
+        else:
+            logits = self.model.logits(hidden[self.state.upload(last)])
+            sampled = choose(logits, sampling, self.backend.ops)
+            self._put_tokens(sampling, sampled)
         return self._tensors(sampling, sampled, logits, prompt_logprobs)
 
     def _forward_exactly(
@@ -169,7 +175,7 @@ class ModelRunner:
         """Writes sampled tokens back to the rows, and counts them for the penalties."""
         state, num_rows = self.state, len(sampling.rows)
         token_ids = sampled.token_ids[:num_rows]
-        state.token_ids[state.upload(sampling.rows), state.upload(sampling.positions)] = token_ids
+        state.put_tokens(state.upload(sampling.rows), state.upload(sampling.positions), token_ids)
         state.count(sampling.rows, token_ids)
 
     def _tensors(

@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from executor_svc.noise import seed_as_int64
 from executor_svc.plan import RowSampling, StartRow
-from nanoserve.arrays import Float32Array, Int32Array
+from nanoserve.arrays import Int32Array
 
 BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 
+_INTEGERS = ("top_k", "seeds")
+_CELLS_PER_INTEGER = 2
 _REALS = (
     "temperature",
     "top_p",
@@ -26,9 +28,13 @@ _REALS = (
 class RowParams:
     """Sampling parameters on the device, each [num_rows]."""
 
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        self._reals = torch.zeros(len(_REALS), num_rows, device=device)
-        self._integers = torch.zeros(2, num_rows, dtype=torch.int64, device=device)
+    def __init__(self, cells: torch.Tensor, num_rows: int) -> None:
+        """In `cells`: int32 [num_cells(num_rows)], all zero, at an address that int64 may have."""
+        self._num_rows = num_rows
+        integers, reals = cells.split(
+            (_CELLS_PER_INTEGER * len(_INTEGERS) * num_rows, len(_REALS) * num_rows)
+        )
+        self.top_k, self.seeds = integers.view(torch.int64).view(len(_INTEGERS), num_rows).unbind()
         (
             self.temperature,
             self.top_p,
@@ -36,22 +42,34 @@ class RowParams:
             self.repetition_penalty,
             self.frequency_penalty,
             self.presence_penalty,
-        ) = self._reals.unbind()
-        self.top_k, self.seeds = self._integers.unbind()
+        ) = reals.view(torch.float32).view(len(_REALS), num_rows).unbind()
         self.top_p.fill_(1.0)
         self.repetition_penalty.fill_(1.0)
 
-    def put(self, rows: torch.Tensor, reals: torch.Tensor, integers: torch.Tensor) -> None:
-        """Sets the parameters of started rows (int64 [num_starts]) to what `pack` made of their starts."""
-        self._reals.index_copy_(1, rows, reals.view(len(_REALS), -1))
-        self._integers.index_copy_(1, rows, integers.view(2, -1))
-
     @staticmethod
-    def pack(starts: Sequence[StartRow]) -> tuple[Float32Array, Int64Array]:
-        """The parameters of started rows, to be uploaded: reals and integers, both flat."""
-        reals = [[getattr(start.sampling, name) for start in starts] for name in _REALS]
+    def num_cells(num_rows: int) -> int:
+        """How many int32 hold the parameters of so many rows."""
+        return (_CELLS_PER_INTEGER * len(_INTEGERS) + len(_REALS)) * num_rows
+
+    def pack(self, starts: Sequence[StartRow]) -> tuple[Int64Array, Int32Array]:
+        """The cells that hold the parameters of started rows, and what they get, both flat."""
         integers = [[start.sampling.top_k for start in starts], [seed_as_int64(s.seed) for s in starts]]
-        return np.array(reals, np.float32).reshape(-1), np.array(integers, np.int64).reshape(-1)
+        reals = [[getattr(start.sampling, name) for start in starts] for name in _REALS]
+        rows = np.array([start.row for start in starts], np.int64)
+        columns = np.arange(len(_INTEGERS) + len(_REALS)) * self._num_rows
+        first_integer = _CELLS_PER_INTEGER * (columns[: len(_INTEGERS), None] + rows)
+        halves = first_integer[..., None] + np.arange(_CELLS_PER_INTEGER)
+        first_real = _CELLS_PER_INTEGER * len(_INTEGERS) * self._num_rows
+        singles = first_real + columns[: len(_REALS), None] + rows
+        return (
+            np.concatenate((halves.ravel(), singles.ravel())),
+            np.concatenate(
+                (
+                    np.array(integers, np.int64).ravel().view(np.int32),
+                    np.array(reals, np.float32).ravel().view(np.int32),
+                )
+            ),
+        )
 
 
 class RowNeeds:

@@ -6,19 +6,18 @@ context has several shares, the program that finishes last puts them together, a
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.arrivals import arrivals
 from executor_svc.kernels.overlap import await_inputs, launch_options
 from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
 _SPLIT_TILE = 64  # positions below which a share is not worth a program
 _WAVES = 2  # programs a multiprocessor, all running at a time: benchmarks/attention.py --sweep
-_MAX_ARRIVALS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +78,14 @@ def decode_attention(
     out = torch.empty_like(query) if out is None else out
     if not num_tokens:
         return out
-    partials, weights, arrivals = _scratch(query, num_kv_heads, num_splits)
+    partials, weights, counters = _scratch(query, num_kv_heads, num_splits)
     dim = max(_MIN_DOT, triton.next_power_of_2(head_dim))
     heads = triton.next_power_of_2(group)
     _decode_kernel[(num_kv_heads, num_splits, num_tokens)](
         out,
         partials,
         weights,
-        arrivals,
+        counters,
         query,
         keys,
         values,
@@ -117,21 +116,12 @@ def _scratch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each split's output and log-sum-exp, float32 [n, num_kv_heads, num_splits, group(, head_dim)], and counters."""
     num_tokens, num_heads, head_dim = query.shape
-    if num_splits > 1 and num_tokens * num_kv_heads > _MAX_ARRIVALS:
-        raise ValueError(f"{num_tokens} rows of {num_kv_heads} KV heads are too many for more than one split")
     # A single split touches none of it.
     shape = (num_tokens if num_splits > 1 else 0, num_kv_heads, num_splits, num_heads // num_kv_heads)
     partials = torch.empty((*shape, head_dim), dtype=torch.float32, device=query.device)
     weights = torch.empty(shape, dtype=torch.float32, device=query.device)
-    return partials, weights, _arrivals(query.device)
-
-
-@cache
-def _arrivals(device: torch.device) -> torch.Tensor:
-    """Counters of the splits done, int32 [_MAX_ARRIVALS]: zero between calls, as the last to arrive resets its own."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("decode_attention must have run once on the device before its capture")
-    return torch.zeros(_MAX_ARRIVALS, dtype=torch.int32, device=device)
+    num_counters = num_tokens * num_kv_heads if num_splits > 1 else 0
+    return partials, weights, arrivals("decode_attention", query.device, num_counters)
 
 
 @triton.jit(do_not_specialize=["table_stride", "num_splits"], do_not_specialize_on_alignment=["rows"])

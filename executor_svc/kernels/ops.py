@@ -7,7 +7,11 @@ from executor_svc.kernels.activation import silu_and_mul
 from executor_svc.kernels.decode_attention import decode_attention, num_splits_for
 from executor_svc.kernels.inputs import advance_rows, gather_inputs
 from executor_svc.kernels.norm import add_rms_norm
-from executor_svc.kernels.prefill_attention import prefill_attention
+from executor_svc.kernels.prefill_attention import (
+    prefill_attention,
+    prefill_config,
+    prefill_splits_for,
+)
 from executor_svc.kernels.rotary_kv import rotate_and_write
 from executor_svc.kernels.sampling import sample_filtered_rows, sample_rows
 from executor_svc.kernels.small_linear import MAX_TOKENS, Norm, small_linear
@@ -140,14 +144,21 @@ class TritonAttention:
         output = torch.zeros_like(query)
         if num_decodes:
             self._decode(layer, query[:num_decodes], context, output[:num_decodes])
+        keys, num_prefill_tokens = self.kv_cache.keys[layer], len(query) - num_decodes
+        _, num_heads, head_dim = query.shape
+        config = prefill_config(head_dim, query.dtype, num_prefill_tokens * num_heads)
         prefill_attention(
             query[num_decodes:],
-            self.kv_cache.keys[layer],
+            keys,
             self.kv_cache.values[layer],
             context.block_tables,
             context.prefill_rows,
             context.prefill_starts,
             context.lengths,
+            num_splits=prefill_splits_for(
+                num_prefill_tokens, num_heads, keys.shape[2], config, self._num_multiprocessors
+            ),
+            config=config,
             out=output[num_decodes:],
         )
         return output

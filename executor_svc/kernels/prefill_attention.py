@@ -1,7 +1,8 @@
 """Causal attention of prefill tokens over the paged KV cache, in the manner of FlashAttention-2.
 
 A program takes consecutive positions of one segment with all the query heads of one KV head, so that it reads each key
-once for the whole group: first the tiles that every query sees, unmasked, then those on the diagonal.
+once for the whole group: first the tiles that every query sees, unmasked, then those on the diagonal. Few tokens behind
+a long context are split over the context: of a tile's programs, the one that finishes last puts the shares together.
 """
 
 import math
@@ -11,10 +12,14 @@ import torch
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.arrivals import arrivals
 from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
 _STARTS = 128  # segments looked at together when a program searches for its own
+_WAVES = 2  # programs a multiprocessor
+_MAX_SPLITS = 16
+_MIN_SHARE = tl.constexpr(256)  # positions below which a share is not worth a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,15 @@ def query_tiles_for(num_tokens: int, num_segments: int, group: int, config: Pref
     return num_tokens // _positions_per_tile(group, config) + num_segments
 
 
+def prefill_splits_for(
+    num_tokens: int, num_heads: int, num_kv_heads: int, config: PrefillConfig, num_sms: int
+) -> int:
+    """Shares of a context that fill `num_sms` multiprocessors, where the tokens' own tiles do not."""
+    positions = _positions_per_tile(num_heads // num_kv_heads, config)
+    num_programs = -(-num_tokens // positions) * num_kv_heads
+    return max(1, min(_MAX_SPLITS, _WAVES * num_sms // num_programs))
+
+
 def _positions_per_tile(group: int, config: PrefillConfig) -> int:
     return max(1, config.queries // group)
 
@@ -61,6 +75,7 @@ def prefill_attention(
     max_query_tiles: int | None = None,
     scale: float | None = None,
     *,
+    num_splits: int = 1,
     config: PrefillConfig | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -71,7 +86,8 @@ def prefill_attention(
     [num_segments], `starts` int32 [num_segments + 1] each segment's first token, `lengths` int32 [num_rows]: token i of
     segment s sees positions 0 to lengths[rows[s]] + i of its row. Tokens that belong to no segment keep what `out`
     held. `max_query_tiles` is query_tiles_for(...) where not given, and bounds the launch; `scale` is
-    1 / sqrt(head_dim) where not given. ValueError for a tensor that is not contiguous.
+    1 / sqrt(head_dim) where not given. `num_splits` is the most shares of a context: see prefill_splits_for, and
+    decode_attention for what calls with several must heed. ValueError for a tensor that is not contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
@@ -86,8 +102,13 @@ def prefill_attention(
     if not max_query_tiles:
         return out
     positions = _positions_per_tile(group, config)
-    _prefill_kernel[(num_kv_heads, max_query_tiles)](
+    num_counters = max_query_tiles * num_kv_heads if num_splits > 1 else 0
+    shares = (num_tokens if num_splits > 1 else 0, num_heads, num_splits)
+    _prefill_kernel[(num_kv_heads, max_query_tiles, num_splits)](
         out,
+        torch.empty((*shares, head_dim), dtype=torch.float32, device=query.device),
+        torch.empty(shares, dtype=torch.float32, device=query.device),
+        arrivals("prefill_attention", query.device, num_counters),
         query,
         keys,
         values,
@@ -97,6 +118,7 @@ def prefill_attention(
         lengths,
         block_tables.stride(0),
         len(rows),
+        num_splits,
         (scale or head_dim**-0.5) * math.log2(math.e),
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
@@ -107,6 +129,7 @@ def prefill_attention(
         DIM=max(_MIN_DOT, triton.next_power_of_2(head_dim)),
         TILE=config.tile,
         STARTS=_STARTS,
+        SPLIT=num_splits > 1,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
@@ -114,10 +137,14 @@ def prefill_attention(
 
 
 @triton.jit(
-    do_not_specialize=["table_stride", "num_segments"], do_not_specialize_on_alignment=["rows", "starts"]
+    do_not_specialize=["table_stride", "num_segments", "num_splits"],
+    do_not_specialize_on_alignment=["rows", "starts"],
 )
 def _prefill_kernel(
     out: tl.tensor,
+    partials: tl.tensor,
+    weights: tl.tensor,
+    arrivals: tl.tensor,
     query: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
@@ -127,6 +154,7 @@ def _prefill_kernel(
     lengths: tl.tensor,
     table_stride: tl.tensor,
     num_segments: tl.tensor,
+    num_splits: tl.tensor,
     scale_log2: tl.tensor,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -137,6 +165,7 @@ def _prefill_kernel(
     DIM: tl.constexpr,
     TILE: tl.constexpr,
     STARTS: tl.constexpr,
+    SPLIT: tl.constexpr,
 ) -> None:
     kv_head = tl.program_id(0)
     # A segment's last tiles see most: they come first.
@@ -149,6 +178,17 @@ def _prefill_kernel(
     row = tl.load(rows + segment)
     first = tl.load(lengths + row) + token - begin
     end = first + tl.minimum(POSITIONS, stop - token)
+    # Every query sees the tiles before this position whole: they are shared out, and the last share has the others too.
+    diagonal = (first + 1) // TILE * TILE
+    split, num_shares = 0, 1
+    share = diagonal
+    if SPLIT:
+        split = tl.program_id(2)
+        share = tl.maximum(tl.cdiv(tl.cdiv(diagonal, num_splits), TILE) * TILE, _MIN_SHARE)
+        num_shares = tl.maximum(tl.cdiv(diagonal, share), 1)
+        if split >= num_shares:
+            return
+
     queries = tl.arange(0, M)
     held = (queries < POSITIONS * GROUP) & (queries // GROUP < stop - token)
     heads = ((token + queries // GROUP) * NUM_KV_HEADS + kv_head) * GROUP + queries % GROUP
@@ -158,22 +198,66 @@ def _prefill_kernel(
     output = tl.zeros([M, DIM], tl.float32)
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
-    # Every query sees the tiles before this position whole.
-    diagonal = (first + 1) // TILE * TILE
+    whole = tl.minimum((split + 1) * share, diagonal)
     output, peak, total = attend_tiles(
-        grouped, first + queries // GROUP, keys, values, table, 0, diagonal, kv_head, scale_log2,
+        grouped, first + queries // GROUP, keys, values, table, split * share, whole, kv_head, scale_log2,
         output, peak, total, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, DIM, TILE, False, False,
     )  # fmt: skip
+    end = tl.where(split == num_shares - 1, end, diagonal)
     output, peak, total = attend_tiles(
         grouped, first + queries // GROUP, keys, values, table, diagonal, end, kv_head, scale_log2,
         output, peak, total, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, DIM, TILE, True, False,
     )  # fmt: skip
+    output = output / total[:, None]
     dims = tl.arange(0, DIM)
-    tl.store(
-        out + (offsets[:, None] + dims[None, :]),
-        (output / total[:, None]).to(out.dtype.element_ty),
-        mask=held[:, None] & (dims < HEAD_DIM)[None, :],
-    )
+    mask = held[:, None] & (dims < HEAD_DIM)[None, :]
+    place = offsets[:, None] + dims[None, :]
+    if num_shares == 1:
+        tl.store(out + place, output.to(out.dtype.element_ty), mask=mask)
+    else:
+        first_share = heads.to(tl.int64) * num_splits
+        tl.store(partials + ((first_share + split)[:, None] * HEAD_DIM + dims[None, :]), output, mask=mask)
+        tl.store(weights + first_share + split, peak + tl.log2(total), mask=held)
+        # Every thread's stores come before the one thread's release.
+        tl.debug_barrier()
+        counter = arrivals + tile * NUM_KV_HEADS + kv_head
+        arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+        if arrived == num_shares - 1:
+            tl.store(counter, 0)
+            output = _combine(partials, weights, first_share, num_shares, held, M, HEAD_DIM, DIM)
+            tl.store(out + place, output.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _combine(
+    partials: tl.tensor,
+    weights: tl.tensor,
+    first_share: tl.tensor,
+    num_shares: tl.tensor,
+    held: tl.tensor,
+    M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM: tl.constexpr,
+) -> tl.tensor:
+    """The shares of each query, from its first on, weighed by their log-sum-exps, in their order: [M, DIM]."""
+    dims = tl.arange(0, DIM)
+    mask = held[:, None] & (dims < HEAD_DIM)[None, :]
+    output = tl.zeros([M, DIM], tl.float32)
+    peak = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    for share in tl.range(0, num_shares, num_stages=4):
+        at = first_share + share
+        # Other programs wrote these: read them past the first-level cache.
+        lse = tl.load(weights + at, mask=held, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            partials + (at[:, None] * HEAD_DIM + dims[None, :]), mask=mask, other=0.0, cache_modifier=".cg"
+        )
+        new_peak = tl.maximum(peak, lse)
+        weight, shrink = tl.exp2(lse - new_peak), tl.exp2(peak - new_peak)
+        output = output * shrink[:, None] + part * weight[:, None]
+        total = total * shrink + weight
+        peak = new_peak
+    return output / total[:, None]
 
 
 @triton.jit

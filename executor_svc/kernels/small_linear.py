@@ -7,17 +7,16 @@ the same order. A token's numbers do not depend on how many others there are.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 
 from executor_svc.kernels.activation import silu
+from executor_svc.kernels.arrivals import arrivals
 from executor_svc.kernels.overlap import await_inputs, launch_options
 
 MAX_TOKENS = 16
-_MAX_ARRIVALS = 4096
 _CACHE_LINE_BYTES = 128
 _PROGRAMS = 120  # about as many as multiprocessors
 _STATISTICS = 1024  # inputs at a time for the norm's mean of squares
@@ -98,11 +97,10 @@ def small_linear(
     prefetch = min(config.prefetch, triton.next_power_of_2(triton.cdiv(in_features, config.split_k)))
     if prefetch * x.element_size() < _CACHE_LINE_BYTES:
         prefetch = 0
-    partials = arrivals = None
+    partials = counters = None
     if config.split_k > 1:
         partials = torch.empty(config.split_k * num_tokens * columns, dtype=torch.float32, device=x.device)
-        arrivals = _arrivals(x.device)
-        assert num_blocks <= _MAX_ARRIVALS
+        counters = arrivals("small_linear", x.device, num_blocks)
     residual = norm.residual if norm else None
     assert norm is None or (residual is None) == (norm.summed is None)
     _small_linear_kernel[(num_blocks, config.split_k)](
@@ -115,7 +113,7 @@ def small_linear(
         bias,
         out,
         partials,
-        arrivals,
+        counters,
         num_tokens,
         IN=in_features,
         COLUMNS=columns,
@@ -131,14 +129,6 @@ def small_linear(
         **launch_options(x.device),
     )
     return out
-
-
-@cache
-def _arrivals(device: torch.device) -> torch.Tensor:
-    """Counters of the shares done, int32: zero between calls, as the last to arrive resets its own."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("small_linear must have run with a split sum before its capture")
-    return torch.zeros(_MAX_ARRIVALS, dtype=torch.int32, device=device)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_harness import Hand, kv_cache_of, make_runner, random_tokens, save_checkpoint
 
+from executor_svc.bucket_sizes import bucket_for, bucket_sizes, mixed_shapes, shape_for
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
-from executor_svc.graphs import (
-    DecodeBuckets,
-    MixedBuckets,
-    bucket_for,
-    bucket_sizes,
-    mixed_shapes,
-    shape_for,
-)
+from executor_svc.graphs import DecodeBuckets, MixedBuckets, static_logits
 from executor_svc.model_runner import ModelRunner
 from executor_svc.plan import Prefill, RowSampling
 from executor_svc.torch_runner import TorchRunner
@@ -116,8 +110,9 @@ def generate(runner: TorchRunner, padded: bool, num_rows: int) -> Hand:
     """Some steps of several plans, with rows that end and begin between them."""
     runner.reset()
     model_runner = runner.model_runner
-    model_runner.decode_steps = DecodeBuckets(model_runner, 14) if padded else None
-    model_runner.forward_steps = MixedBuckets(model_runner, 14, 200) if padded else None
+    logits = static_logits(model_runner, 14)
+    model_runner.decode_steps = DecodeBuckets(model_runner, 14, logits) if padded else None
+    model_runner.mixed_steps = MixedBuckets(model_runner, 14, 200, logits) if padded else None
     hand, rng = Hand(runner, num_rows), np.random.default_rng(num_rows)
     for row in range(num_rows):
         sampling = SAMPLINGS[row % len(SAMPLINGS)] if num_rows > 3 else RowSampling(temperature=0.8)

@@ -1,5 +1,6 @@
 """TorchRunner as the session sees it: launched steps, their order, their failures, and rows that keep apart."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -487,6 +488,7 @@ def test_cuda_logprobs_agree_with_the_cpu(checkpoint: Path, dtype: str) -> None:
 
 @gpu
 def test_cuda_takes_its_number_of_blocks_from_free_memory(checkpoint: Path) -> None:
-    runner = make_runner(checkpoint, device="cuda", num_kv_blocks=None, gpu_memory_utilization=0.5)
+    gc.collect()  # runners of other tests
+    runner = make_runner(checkpoint, device="cuda", num_kv_blocks=None, gpu_memory_utilization=0.9)
     runner.close()
     assert runner.limits.num_blocks == 8 * 256 // 4 + 1

@@ -14,6 +14,7 @@ from executor_svc.kernels.prefill_attention import (
     PrefillConfig,
     prefill_attention,
     prefill_config,
+    prefill_splits_for,
     query_tiles_for,
 )
 
@@ -44,7 +45,7 @@ class Prefills(PagedRows):
         self.starts_on_device = self.int32(starts + [starts[-1]] * padding)
         self.lengths = self.int32([before for before, _ in segments] + [0])
 
-    def run(self, config: PrefillConfig | None = None, padding: int = 0) -> torch.Tensor:
+    def run(self, config: PrefillConfig | None = None, padding: int = 0, num_splits: int = 1) -> torch.Tensor:
         """Attention of all tokens and of `padding` tokens more, of no segment; what is not written is NaN."""
         query = torch.cat([self.query, self.query[:1].expand(padding, -1, -1)]).to(self.device)
         return prefill_attention(
@@ -56,6 +57,7 @@ class Prefills(PagedRows):
             self.starts_on_device,
             self.lengths,
             config=config,
+            num_splits=num_splits,
             out=torch.full_like(query, torch.nan),
         )
 
@@ -75,6 +77,25 @@ def test_every_token_sees_what_came_before_it_and_nothing_else(
     segments = [(0, 1), (0, rng.randrange(2, 50)), (rng.randrange(1, 120), rng.randrange(1, 50))]
     batch = Prefills(seed, segments, SHAPES[index], device, padding=3)
     batch.check(batch.run(padding=5))
+
+
+@pytest.mark.parametrize("num_splits", [2, 3, 16])
+def test_a_long_context_is_put_together_from_its_shares(num_splits: int, device: torch.device) -> None:
+    rng = random.Random(SEED)
+    segments = [(rng.randrange(700, 1100), rng.randrange(1, 20)), (0, 5), (rng.randrange(250, 270), 17)]
+    batch = Prefills(SEED, segments, Shape(2, 2, 32, 16, torch.float32), device, padding=2)
+    for _ in range(2):  # the counters are as they were
+        batch.check(batch.run(padding=3, num_splits=num_splits))
+
+
+@given(st.integers(1, 10000), st.integers(1, 4), st.integers(1, 8))
+def test_as_many_splits_as_fill_the_device(num_tokens: int, num_kv_heads: int, group: int) -> None:
+    config = PrefillConfig(64, 64, 4, 3)
+    num_splits = prefill_splits_for(num_tokens, num_kv_heads * group, num_kv_heads, config, 132)
+    tiles = -(-num_tokens // (64 // group)) * num_kv_heads
+    assert 1 <= num_splits <= 16
+    assert num_splits == 1 or tiles * num_splits <= 2 * 132
+    assert num_splits == 16 or tiles * (num_splits + 1) > 2 * 132
 
 
 def test_tiles_of_queries_change_no_number(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch_harness import Hand, make_runner, random_tokens, save_checkpoint
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from executor_svc.graphs import DecodeBuckets, MixedBuckets
+from executor_svc.graphs import DecodeBuckets, MixedBuckets, static_logits
 from executor_svc.kernels.ops import TritonAttention, TritonOps
 from executor_svc.models.qwen import Backend
 from executor_svc.plan import RowSampling
@@ -36,8 +36,9 @@ def generate(folder: Path, kind: str, backend: str) -> tuple[dict[int, list[int]
         cache = model_runner.backend.ops.kv_cache
         model_runner.backend = Backend(TritonOps(cache), TritonAttention(cache, 12), capturable=True)
     if backend == "padded":
-        model_runner.decode_steps = DecodeBuckets(model_runner, 5)
-        model_runner.forward_steps = MixedBuckets(model_runner, 5, 200)
+        logits = static_logits(model_runner, 5)
+        model_runner.decode_steps = DecodeBuckets(model_runner, 5, logits)
+        model_runner.mixed_steps = MixedBuckets(model_runner, 5, 200, logits)
     hand, rng, logprobs = Hand(runner, 1), np.random.default_rng(1), []
     for row, length in enumerate((3, 20, 37)):
         hand.start(row, random_tokens(rng, length), SAMPLINGS[row], seed=row)
