@@ -127,7 +127,10 @@ def build_profiling(config: ExecutorConfig) -> Profiling | None:
     from executor_svc.profile.torch_trace import TorchTrace
 
     trace = TorchTrace(folder)
-    trace.warm_up()
+    try:
+        trace.warm_up()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"--profile-dir: torch cannot record here: {error}") from error
     return Profiling(trace)
 
 

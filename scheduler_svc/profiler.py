@@ -1,7 +1,8 @@
 """Profiles on behalf of the API: the engine's own spans, and the executor's by its StartProfile and StopProfile."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -42,24 +43,25 @@ class Profiler:
 
     def handle(self, command: msg.StartProfile | msg.StopProfile, last_step_id: int) -> None:
         """Begins to do what is asked; a ProfileReply tells of it. `last_step_id` is the latest plan in flight, or 0."""
+        work: Callable[[], Awaitable[msg.ProfileReply]]
         if isinstance(command, msg.StopProfile):
-            work = self._stop(command.key)
+            work = partial(self._stop, command.key)
         elif self._recorded is not None and not self._recorded.is_over():
             self._publish(msg.ProfileReply(command.key, _RUNNING))
             return
         else:
             # Before the executor begins: of all steps that it notes this side is noted too.
             self.spans = self._recorded = StepSpans()
-            work = self._start(command, last_step_id, self._recorded)
+            work = partial(self._start, command, last_step_id, self._recorded)
         task = asyncio.ensure_future(self._guarded(command.key, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, key: int, work: Any) -> None:
-        """Answers a call with what it returns, or with why it failed."""
+    async def _guarded(self, key: int, work: Callable[[], Awaitable[msg.ProfileReply]]) -> None:
+        """Answers a command with what comes of it, or with why it failed."""
         try:
             async with self._calls:
-                reply = await work
+                reply = await work()
         except grpc.aio.AioRpcError as error:
             code = _CODES.get(error.code(), Code.UNAVAILABLE)
             reply = msg.ProfileReply(key, Problem(code, f"executor: {error.details() or error.code().name}"))

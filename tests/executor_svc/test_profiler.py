@@ -12,6 +12,8 @@ import pytest
 from executor_plans import TINY, ints, make_plan
 from session_client import TIMEOUT_SECONDS, Gate, Stream, first_plan, serving
 
+from executor_svc.__main__ import build_profiling
+from executor_svc.config import ExecutorConfig
 from executor_svc.profile import profiler as profiler_module
 from executor_svc.profile.profiler import Profiling
 from executor_svc.profile.spans import StepSpans
@@ -98,6 +100,16 @@ def test_without_the_flag_profiles_are_refused_by_its_name() -> None:
     with serving() as channel:
         expect_refusal(PRECONDITION, "--profile-dir", start, channel)
         expect_refusal(PRECONDITION, "--profile-dir", stop, channel)
+
+
+@pytest.mark.parametrize("below", ["file", "file/folder"])
+def test_a_folder_that_cannot_be_written_to_stops_the_start_by_the_flag_s_name(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").touch()
+    config = ExecutorConfig(virtual=True, profile_dir=str(tmp_path / below))
+    with pytest.raises(ValueError, match=r"^--profile-dir: "):
+        build_profiling(config)
 
 
 def test_wrong_numbers_second_starts_and_stops_of_nothing_are_refused_by_name(channel: grpc.Channel) -> None:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         metavar="X",
-        default=30.0,
+        default=20.0,
         help=f"how long to wait for them, at most {MAX_SECONDS:g} (default %(default)s)",
     )
     parser.add_argument(
