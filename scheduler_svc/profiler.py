@@ -51,8 +51,9 @@ class Profiler:
             return
         else:
             # Before the executor begins: of all steps that it notes this side is noted too.
-            self.spans = self._recorded = StepSpans()
-            work = partial(self._start, command, last_step_id, self._recorded)
+            former, self._recorded = self._recorded, StepSpans()
+            self.spans = self._recorded
+            work = partial(self._start, command, last_step_id, self._recorded, former)
         task = asyncio.ensure_future(self._guarded(command.key, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -70,13 +71,14 @@ class Profiler:
         self._publish(reply)
 
     async def _start(
-        self, command: msg.StartProfile, last_step_id: int, spans: StepSpans
+        self, command: msg.StartProfile, last_step_id: int, spans: StepSpans, former: StepSpans | None
     ) -> msg.ProfileReply:
         request = pb.StartProfileRequest(num_steps=command.num_steps, after_step_id=last_step_id)
         try:
             await self._call("StartProfile", request, _START_SECONDS)
         except BaseException:
-            self._forget(spans)
+            # One that is over may still have to be collected.
+            self._forget(spans, former)
             raise
         spans.confirm(command.num_steps or MAX_STEPS)
         return msg.ProfileReply(command.key)
@@ -94,9 +96,9 @@ class Profiler:
         self._forget(spans)
         return msg.ProfileReply(key, profile=await asyncio.to_thread(_joined, spans, response))
 
-    def _forget(self, spans: StepSpans) -> None:
+    def _forget(self, spans: StepSpans, former: StepSpans | None = None) -> None:
         if self._recorded is spans:  # and not those of a profile that was begun meanwhile
-            self.spans = self._recorded = None
+            self.spans = self._recorded = former
 
     async def _call(self, method: str, request: Any, timeout: float) -> Any:
         async with grpc.aio.insecure_channel(self._executor, options=CHANNEL_OPTIONS) as channel:

@@ -67,11 +67,14 @@ def note_steps(events: TorchEvents, launches: Iterable[Span]) -> None:
     for event in events.complete:
         args = event.get("args", {})
         event["args"] = {name: args[name] for name in _KEPT_ARGS if name in args}
-        step_id = find.step_id(event) if (event["pid"], event["tid"]) not in events.device_tracks else None
-        if step_id is not None:
-            event["args"]["step_id"] = step_id
-            if event["cat"] in _CALL_CATEGORIES and "correlation" in args:
-                steps[args["correlation"]] = step_id
+        on_host = (event["pid"], event["tid"]) not in events.device_tracks
+        if not on_host or (launch := find.around(event)) is None:
+            continue
+        if event["tid"] == launch.thread_id:
+            event["args"]["step_id"] = launch.step_id
+        # Whatever the driver calls its thread: nobody else launches anything meanwhile.
+        if event["cat"] in _CALL_CATEGORIES and "correlation" in args:
+            steps[args["correlation"]] = launch.step_id
     for event in events.complete:
         step_id = steps.get(event["args"].get("correlation"))
         if event["cat"] in _DEVICE_CATEGORIES and step_id is not None:
@@ -99,14 +102,13 @@ class _Launches:
         self._launches = sorted(launches, key=lambda span: span.begin_ns)
         self._begins = [span.begin_ns / 1e3 for span in self._launches]
 
-    def step_id(self, event: Event) -> int | None:
-        """The step in whose launch, on whose thread, the event began; None where there is none."""
+    def around(self, event: Event) -> Span | None:
+        """The launch during which the event began; None where there is none."""
         index = bisect_right(self._begins, event["ts"]) - 1
         if index < 0:
             return None
         span = self._launches[index]
-        within = event["ts"] <= span.end_ns / 1e3 and event["tid"] == span.thread_id
-        return span.step_id if within else None
+        return span if event["ts"] <= span.end_ns / 1e3 else None
 
 
 def within(events: Iterable[Event], begin_us: float, end_us: float) -> Iterator[Event]:

@@ -79,7 +79,8 @@ def test_spans_alone_make_all_lanes_in_order_and_overlapping_plans_have_tracks_o
 def test_kernels_are_on_the_device_with_the_step_that_launched_them_and_steps_are_where_their_kernels_are():
     events = merged(
         event("cuda_runtime", "cudaGraphLaunch", 1_110, 5, HOST_PID, READER, correlation=7),
-        event("cuda_runtime", "cudaGraphLaunch", 1_210, 5, HOST_PID, READER, correlation=8),
+        event("cuda_runtime", "cudaEventRecord", 1_205, 5, HOST_PID, READER, correlation=6),
+        event("cuda_runtime", "cudaGraphLaunch", 1_210, 5, HOST_PID, 2**40, correlation=8),
         event("cuda_runtime", "cudaEventQuery", 1_215, 5, HOST_PID, ANSWERER, correlation=9),
         event("kernel", "attention", 1_130, 20, 0, 7, correlation=7, stream=7),
         event("kernel", "sample", 1_290, 10, 0, 7, correlation=7, stream=7),
@@ -97,7 +98,7 @@ def test_kernels_are_on_the_device_with_the_step_that_launched_them_and_steps_ar
     assert [(round(e["ts"]), e["dur"]) for e in steps] == [(100, 200.0), (310, 200.0)]
     host = lane(events, "executor host")
     calls = [(e["tid"], e["args"].get("step_id")) for e in host if e.get("cat") == "cuda_runtime"]
-    assert calls == [(READER, 1), (READER, 2), (ANSWERER, None)]
+    assert calls == [(READER, 1), (READER, 2), (2**40, None), (ANSWERER, None)]
     assert [e["tid"] for e in host if e["ph"] == "s"] == [READER]
     assert [e["tid"] for e in device if e["ph"] == "f"] == [7]
 

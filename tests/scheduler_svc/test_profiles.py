@@ -1,12 +1,13 @@
 """Profiles through the scheduler: both sides' spans on one clock, refusals by name, an executor that is lost."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from scheduler_harness import Service, refused, run
+from scheduler_harness import Executor, Service, refused, run
 
 from executor_svc.profile.profiler import Profiling
 from nanoserve.profiles import MAX_STEPS, Profile, Span, decode_profile
@@ -117,6 +118,44 @@ def test_a_second_start_is_refused_and_does_not_disturb_the_first(tmp_path: Path
             check(await stop(service), 5)
             with refused(PRECONDITION):
                 await stop(service)
+
+    run(test)
+
+
+class SlowTrace:
+    """A device's trace that is written only when it may be."""
+
+    def __init__(self, folder: Path) -> None:
+        self.may_write = threading.Event()
+        self._path = folder / "trace.json.gz"
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def write(self) -> Path:
+        assert self.may_write.wait(20)
+        self._path.write_bytes(b"a trace")
+        return self._path
+
+
+def test_a_start_while_the_last_trace_is_being_written_is_refused_and_loses_nothing(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, executor=Executor(f"unix:{tmp_path}/executor")) as service:
+            trace = SlowTrace(tmp_path)
+            service.executor.profiling = Profiling(trace)
+            service.executor.start()
+            await service.serving()
+            await start(service, 5)
+            await service.generate("a prompt", max_tokens=20, ignore_eos=True)
+            with refused(PRECONDITION):
+                await start(service, 5)
+            trace.may_write.set()
+            profile = await stop(service)
+            check(profile, 5)
+            assert profile.trace == b"a trace"
 
     run(test)
 
