@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from executor_svc.config import ExecutorConfig, parse_config
+from executor_svc.profile.profiler import Profiling
 from executor_svc.runner import StepRunner
 from executor_svc.service import ExecutorServer
 from executor_svc.virtual.build import DEFAULT_FINGERPRINT, build_virtual_runner
@@ -46,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The address first: that it is taken should not be learnt after minutes of loading.
         server = ExecutorServer(config.listen)
         runner, identity = build_runner(config)
+        profiling = build_profiling(config)
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-executor: error: {error}", file=sys.stderr)
         return 1
     logger = structlog.get_logger()
     logger.info("starting", **dataclasses.asdict(config))
     with _signals() as received:
-        server.start(runner, identity)
+        server.start(runner, identity, profiling)
         logger.info(
             "listening", address=server.address, device=runner.device, instance_id=identity.instance_id
         )
@@ -107,6 +110,28 @@ def build_runner(config: ExecutorConfig) -> tuple[StepRunner, Identity]:
             raise
         virtual_dir = None
     return build_virtual_runner(config, virtual_dir), _identity(virtual_dir)
+
+
+def build_profiling(config: ExecutorConfig) -> Profiling | None:
+    """What profiles are recorded with; ValueError, naming the flag, where they could not be written."""
+    if config.profile_dir is None:
+        return None
+    folder = Path(config.profile_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"--profile-dir: cannot write to {str(folder)!r}: {error.strerror}") from error
+    if config.virtual:
+        return Profiling(None)
+    from executor_svc.profile.torch_trace import TorchTrace
+
+    trace = TorchTrace(folder)
+    try:
+        trace.warm_up()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"--profile-dir: torch cannot record here: {error}") from error
+    return Profiling(trace)
 
 
 def _identity(model_dir: Path | None) -> Identity:

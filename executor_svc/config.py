@@ -56,6 +56,8 @@ class ExecutorConfig:
     load_format: str = "auto"
     seed: int = 0
     verify: bool = False
+    profile_dir: str | None = None
+    """Where profiles are written; None: none are recorded."""
     log_level: str = "info"
     virtual: bool = False
     virtual_step_ms: float = 1.0
@@ -76,7 +78,8 @@ class ExecutorConfig:
         for name in ("num_kv_blocks", "max_model_len", "virtual_vocab_size"):
             value = getattr(self, name)
             _require(name, value is None or value >= 2, "must be at least 2", self)
-        _require("model", self.model is None or self.model != "", "must not be empty", self)
+        for name in ("model", "profile_dir"):
+            _require(name, getattr(self, name) != "", "must not be empty", self)
         _require("tensor_parallel_size", self.tensor_parallel_size == 1, "only 1 is served", self)
         utilization = self.gpu_memory_utilization
         _require("gpu_memory_utilization", 0 < utilization <= 1, "must be in (0, 1]", self)
@@ -134,6 +137,8 @@ def _add_service_flags(group: Any) -> None:
         "host:port or unix:PATH; port 0 picks one, see the log line 'listening'",
         metavar="ADDR",
     )
+    folder = "write profiles to this folder, made if need be (default: none are recorded)"
+    _add(group, "profile_dir", folder, metavar="DIR")
     _add(group, "log_level", "least severe log lines to write", choices=_LOG_LEVELS)
 
 

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from executor_svc import wire
+from executor_svc.profile.profiler import Profiler, ProfileRefused, Profiling, StepsGoOn
 from executor_svc.runner import StepRunner
 from executor_svc.session import (
     ExecutorStopping,
@@ -31,6 +32,7 @@ from nanoserve.address import SERVER_OPTIONS, bound_address
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1 import executor_pb2_grpc
 from nanoserve.listening import BoundSocket, check_free
+from nanoserve.profiles import MAX_STEPS, encode_profile
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
@@ -55,8 +57,12 @@ _logger = structlog.get_logger()
 class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     """Serves one runner to one session at a time."""
 
-    def __init__(self, runner: StepRunner, identity: Identity) -> None:
+    def __init__(self, runner: StepRunner, identity: Identity, profiling: Profiling | None = None) -> None:
+        """Without `profiling` profiles are refused."""
         self.sessions = SessionManager(runner)
+        self.profiler: Profiler | None = None
+        if profiling is not None:
+            self.profiler = Profiler(self.sessions.quiet, self.sessions.tap, profiling)
         self._free_streams = threading.Semaphore(_MAX_STREAMS)
         self._description = wire.encode_description(runner.limits, runner.device, runner.dtype, identity)
 
@@ -114,14 +120,41 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     def StartProfile(
         self, request: pb.StartProfileRequest, context: grpc.ServicerContext
     ) -> pb.StartProfileResponse:
-        """Refuses: no profiles are recorded yet."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "StartProfile: profiles are not served")
+        """Begins a profile, between two steps."""
+        if not 0 <= request.num_steps <= MAX_STEPS:
+            rule = f"num_steps: is {request.num_steps}, must be in [0, {MAX_STEPS}]"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, rule)
+        profiler = self._profiler(context)
+        try:
+            profiler.start(request.num_steps, request.after_step_id)
+        except ProfileRefused as refusal:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        return pb.StartProfileResponse()
 
     def StopProfile(
         self, request: pb.StopProfileRequest, context: grpc.ServicerContext
     ) -> pb.StopProfileResponse:
-        """Refuses: no profiles are recorded yet."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "StopProfile: profiles are not served")
+        """Ends the profile and returns it."""
+        profiler = self._profiler(context)
+        try:
+            response: pb.StopProfileResponse = encode_profile(profiler.stop(), pb.StopProfileResponse)
+        except StepsGoOn as refusal:
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(refusal))
+        except ProfileRefused as refusal:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        return response
+
+    def _profiler(self, context: grpc.ServicerContext) -> Profiler:
+        if self.profiler is None:
+            why = "--profile-dir: the executor was started without it, so it records no profiles"
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+        return self.profiler
+
+    def close(self) -> None:
+        """Ends what is left and frees the runner."""
+        if self.profiler is not None:
+            self.profiler.close()
+        self.sessions.close()
 
 
 def _abort(context: grpc.ServicerContext, end: SessionEnded) -> NoReturn:
@@ -191,9 +224,9 @@ class ExecutorServer:
         self._service: ExecutorService | None = None
         self._stopped = threading.Event()
 
-    def start(self, runner: StepRunner, identity: Identity) -> None:
+    def start(self, runner: StepRunner, identity: Identity, profiling: Profiling | None = None) -> None:
         """Serves the runner, which must be ready; health is SERVING from now on."""
-        self._service = ExecutorService(runner, identity)
+        self._service = ExecutorService(runner, identity, profiling)
         executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -221,7 +254,7 @@ class ExecutorServer:
             self._service.sessions.stop()
         self._server.stop(grace_seconds).wait()
         if self._service is not None:
-            self._service.sessions.close()
+            self._service.close()
         self._threads.shutdown()
         self._socket_file.remove()
         self._stopped.set()

@@ -9,14 +9,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import structlog
 
 from executor_svc import wire
+from executor_svc.locks import held
 from executor_svc.plan import ErrorCode, StepFailure
 from executor_svc.plan_checks import invalid
+from executor_svc.profile.spans import SpanTap
 from executor_svc.row_table import RowTable
 from executor_svc.runner import PendingStep, StepRunner
 from nanoserve.executor.v1 import executor_pb2 as pb
@@ -24,6 +27,8 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 # How long after a failure plans that were already under way may still arrive and be answered SKIPPED; a scheduler
 # that closes its side of the stream ends the wait at once.
 _SKIP_LINGER_SECONDS = 0.2
+# How often whoever wants the device idle looks whether it is.
+_QUIET_SLICE_SECONDS = 0.0005
 
 _logger = structlog.get_logger()
 
@@ -82,10 +87,10 @@ class _Refused:
 class Session:
     """One scheduler's stream of plans. Every method may be called by any thread, except where one is named."""
 
-    def __init__(self, scheduler_id: str, epoch: int, runner: StepRunner) -> None:
+    def __init__(self, scheduler_id: str, epoch: int, runner: StepRunner, tap: SpanTap) -> None:
         self.scheduler_id = scheduler_id
         self.epoch = epoch
-        self._runner = runner
+        self._runner, self._tap = runner, tap
         self._limits = runner.limits
         self._table = RowTable(runner.limits)
         # Held while a plan is launched, and while a result is waited for.
@@ -143,6 +148,23 @@ class Session:
                     _logger.exception("step_failed", step_id=launched.step_id)
                 self._launched.popleft()
 
+    @contextmanager
+    def quiet(self, deadline: float) -> Iterator[None]:
+        """Keeps the device idle: nothing is launched, and all that was has been waited for.
+
+        TimeoutError where that is not so by `deadline`, seconds of the monotonic clock.
+        """
+        while True:
+            with held(self._launch_lock, deadline):
+                while self._launched and self.alive and time.monotonic() < deadline:
+                    time.sleep(_QUIET_SLICE_SECONDS)
+                with held(self._wait_lock, deadline):
+                    if not self._launched:
+                        yield
+                        return
+            # The session has ended, and its drain needs the first lock.
+            time.sleep(_QUIET_SLICE_SECONDS)
+
     def submit(self, plan: pb.StepPlan, arrived_ns: int) -> None:
         """Decodes, validates and launches a plan that arrived at `arrived_ns`. Called by the reading thread."""
         with self._launch_lock:
@@ -170,8 +192,10 @@ class Session:
         step = self._table.apply(wire.decode_plan(plan, self._limits.vocab_size))
         launch_ns = time.monotonic_ns()
         pending = self._runner.launch(step)
-        host_ns = time.monotonic_ns() - begin_ns
-        return _Launched(plan.step_id, step.plan.num_decode_steps, pending, launch_ns - arrived_ns, host_ns)
+        end_ns, num_sub_steps = time.monotonic_ns(), step.plan.num_decode_steps
+        if (spans := self._tap.spans) is not None:
+            spans.launched(self.epoch, plan.step_id, num_sub_steps, begin_ns, launch_ns, end_ns)
+        return _Launched(plan.step_id, num_sub_steps, pending, launch_ns - arrived_ns, end_ns - begin_ns)
 
     def results(self) -> Iterator[pb.StepResult]:
         """Yields the answers in order; called by the answering thread. SessionEnded where the stream ends early."""
@@ -226,6 +250,8 @@ class Session:
             failure = error
         except Exception as error:
             failure = _internal(step_id, error)
+        spans = self._tap.spans
+        ready_ns = 0 if spans is None else time.monotonic_ns()
         launched.num_waited += 1
         if last or failure is not None:
             self._launched.popleft()
@@ -233,7 +259,10 @@ class Session:
             self._failed = True
             return self._failure(step_id, sub_step, failure)
         queue_ns, host_ns = (launched.queue_ns, launched.host_ns) if sub_step == 0 else (0, 0)
-        return wire.encode_result(step_id, sub_step, last, output, queue_ns, host_ns)
+        result = wire.encode_result(step_id, sub_step, last, output, queue_ns, host_ns)
+        if spans is not None:
+            spans.answered(self.epoch, step_id, sub_step, ready_ns, output.device_ns, output.idle_ns)
+        return result
 
     def _failure(self, step_id: int, sub_step: int, failure: StepFailure) -> pb.StepResult:
         _logger.warning(

@@ -1,7 +1,12 @@
 """Who has the runner: one session at a time, the newest, fenced by the epoch that it was opened with."""
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from executor_svc.locks import held
+from executor_svc.profile.spans import SpanTap
 from executor_svc.runner import StepRunner
 from executor_svc.session import ExecutorStopping, OpenRefused, Session, SessionReplaced
 from nanoserve.executor.v1 import executor_pb2 as pb
@@ -14,6 +19,8 @@ class SessionManager:
     """Lets one session at a time have the runner. Thread-safe."""
 
     def __init__(self, runner: StepRunner) -> None:
+        self.tap = SpanTap()
+        """Where sessions look whether their steps are to be noted."""
         self._runner = runner
         self._lock = threading.Lock()
         self._epoch = 0
@@ -44,7 +51,7 @@ class SessionManager:
                     raise OpenRefused(f"the session of scheduler {former.scheduler_id!r} is alive")
                 former.end(SessionReplaced(f"replaced by scheduler {opening.scheduler_id!r}"))
             self._epoch += 1
-            self._current = Session(opening.scheduler_id, self._epoch, self._runner)
+            self._current = Session(opening.scheduler_id, self._epoch, self._runner, self.tap)
             return self._current
 
     def prepare(self, session: Session) -> None:
@@ -77,6 +84,20 @@ class SessionManager:
             return False
         self._drainer = None
         return True
+
+    @contextmanager
+    def quiet(self, timeout_seconds: float) -> Iterator[None]:
+        """Keeps the device idle: no step runs, none is launched, no session is prepared.
+
+        TimeoutError where the steps under way do not end in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with held(self._device_lock, deadline):
+            if self._last_opened is None:
+                yield
+                return
+            with self._last_opened.quiet(deadline):
+                yield
 
     def stop(self) -> None:
         """Refuses new sessions, and lets the current one answer the plans that it has taken."""

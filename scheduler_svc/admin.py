@@ -1,4 +1,4 @@
-"""AdminService: load, drain and cache. What concerns other executors and profiles is not served yet."""
+"""AdminService: load, drain, cache and profiles. What concerns other executors is not served yet."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+from nanoserve.profiles import MAX_STEPS, encode_profile
 from nanoserve.v1 import admin_pb2 as pb
 from nanoserve.v1.admin_pb2_grpc import AdminServiceServicer
 from scheduler_svc.errors import InvalidRequest, NotServed, handler
@@ -60,14 +61,19 @@ class AdminService(AdminServiceServicer):
         raise NotServed("SwitchExecutor")
 
     @handler
-    async def StartProfile(self, request: pb.StartProfileRequest, context: Any) -> NoReturn:
-        """Not served."""
-        raise NotServed("StartProfile")
+    async def StartProfile(self, request: pb.StartProfileRequest, context: Any) -> pb.StartProfileResponse:
+        """Begins a profile of both services' steps."""
+        if not 0 <= request.num_steps <= MAX_STEPS:
+            raise InvalidRequest("num_steps", f"is {request.num_steps}, must be in [0, {MAX_STEPS}]")
+        await self._frontend.start_profile(request.num_steps)
+        return pb.StartProfileResponse()
 
     @handler
-    async def StopProfile(self, request: pb.StopProfileRequest, context: Any) -> NoReturn:
-        """Not served."""
-        raise NotServed("StopProfile")
+    async def StopProfile(self, request: pb.StopProfileRequest, context: Any) -> pb.StopProfileResponse:
+        """Ends the profile and returns it."""
+        profile = await self._frontend.stop_profile()
+        response: pb.StopProfileResponse = encode_profile(profile, pb.StopProfileResponse)
+        return response
 
 
 def _load(reply: LoadReply) -> pb.Load:

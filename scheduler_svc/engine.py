@@ -33,7 +33,8 @@ from scheduler_svc.link import (
 from scheduler_svc.live_requests import LiveRequest, LiveRequests
 from scheduler_svc.load import StepTimes, load_reply
 from scheduler_svc.messages import Code, Problem, StepBatch
-from scheduler_svc.wire import StepFailed, StepReport
+from scheduler_svc.profiler import Profiler
+from scheduler_svc.wire import StepFailed, StepReport, token_batch
 
 # A sequence that was in this many failed plans since its last token is taken to be at fault.
 _MAX_FAILURES = 3
@@ -81,12 +82,14 @@ class Engine:
         inbox: Inbox,
         link: ExecutorLink,
         publish: Callable[[msg.Event], None],
+        profiler: Profiler,
         *,
         max_plan_ms: float = 4.0,
     ) -> None:
         self._max_plan_ms = max_plan_ms
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
+        self._profiler = profiler
         self._core: Scheduler | None = None
         self._state = msg.EngineState(serving=False)
         self._live = LiveRequests()
@@ -154,6 +157,8 @@ class Engine:
                 self._publish(msg.PrefixCacheReset(item.key, num_blocks))
             case msg.Drain():
                 self._drain(item)
+            case msg.StartProfile() | msg.StopProfile():
+                self._profiler.handle(item, self._sent[-1].step_id if self._sent else 0)
             case DrainTimeout():
                 self._give_up_all()
 
@@ -254,8 +259,13 @@ class Engine:
         plan = self._core.schedule(began, self._num_decode_steps(), num_answered)
         if plan is None:
             return False
+        spans = self._profiler.spans
+        if spans is not None:
+            spans.planned(self._epoch, plan.step_id, began)
         self._link.send(plan)
         now = time.monotonic()
+        if spans is not None:
+            spans.sent(plan.step_id, now)
         self._sent.append(_Sent(plan.step_id, now, now - began))
         if plan.starts:
             self._note_starts(plan.starts, now)
@@ -297,7 +307,12 @@ class Engine:
         self._send_plans()
         self._core.settle()
         self._live.advance(outputs.sequence_ids)
+        spans, epoch = self._profiler.spans, self._epoch
+        if spans is not None:
+            spans.updated(epoch, report.result, resumed, resumed + update_seconds)
         self._publish_outputs(outputs, report, began)
+        if spans is not None:
+            spans.published(epoch, report.result, began)
 
     def _publish_outputs(self, outputs: StepOutputs, report: StepReport, now: float) -> None:
         """Tells of new tokens and of the ends they bring."""
@@ -310,7 +325,7 @@ class Engine:
             elif (end := self._live.end_sequence(sequence_id)) is not None:
                 ended.append(end)
         if len(outputs.sequence_ids) or outputs.prompt_slices:
-            self._publish(StepBatch(now, tokens=_token_batch(outputs, report), ended=tuple(ended)))
+            self._publish(StepBatch(now, tokens=token_batch(outputs, report), ended=tuple(ended)))
         for sequence_id, reason in failed:
             self._fail_sequence(sequence_id, reason)
 
@@ -399,16 +414,3 @@ def _sizes(session: Session) -> dict[str, int]:
         "max_num_seqs": session.max_num_seqs,
         "max_model_len": session.max_model_len,
     }
-
-
-def _token_batch(outputs: StepOutputs, report: StepReport) -> msg.TokenBatch:
-    """The columns of a result, with the log-probabilities that belong to them."""
-    logprobs = {}
-    if report.logprobs:
-        rows = report.result.rows[outputs.result_indices].tolist()
-        logprobs = {i: report.logprobs[row] for i, row in enumerate(rows) if row in report.logprobs}
-    prompts = tuple(
-        (sequence_id, report.prompt_logprobs[index].without(num_known))
-        for sequence_id, index, num_known in outputs.prompt_slices
-    )
-    return msg.TokenBatch(outputs.sequence_ids, outputs.token_ids, outputs.finishes, logprobs, prompts)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from nanoserve.profiles import Profile
 from scheduler_svc import messages as msg
 from scheduler_svc.core.request import Finish, Request
 from scheduler_svc.errors import ServiceError, internal_problem
 from scheduler_svc.messages import Code, Problem
 from scheduler_svc.stream import RequestStream
 
-Reply = msg.LoadReply | msg.PrefixCacheReset | msg.Drained
+Reply = msg.LoadReply | msg.PrefixCacheReset | msg.Drained | msg.ProfileReply
 _FINISHES = tuple(Finish)
 _BUSY_SHARE = 0.5
 # Fewer streams than this cost too little to keep a first token waiting for.
@@ -137,6 +138,23 @@ class Frontend:
         reply = await self._query(lambda key: msg.Drain(key, timeout_seconds))
         assert isinstance(reply, msg.Drained)
         return reply.num_aborted_requests
+
+    async def start_profile(self, num_steps: int) -> None:
+        """Begins a profile; see StartProfile. ServiceError where that cannot be."""
+        await self._query_profile(lambda key: msg.StartProfile(key, num_steps))
+
+    async def stop_profile(self) -> Profile:
+        """Ends the profile; ServiceError where that cannot be."""
+        profile = await self._query_profile(msg.StopProfile)
+        assert profile is not None
+        return profile
+
+    async def _query_profile(self, command: Callable[[int], msg.Command]) -> Profile | None:
+        reply = await self._query(command)
+        assert isinstance(reply, msg.ProfileReply)
+        if reply.problem is not None:
+            raise ServiceError(reply.problem)
+        return reply.profile
 
     async def _query(self, command: Callable[[int], msg.Command]) -> Reply:
         self._check_open()

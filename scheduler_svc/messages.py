@@ -11,6 +11,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from nanoserve.profiles import Profile
 from scheduler_svc.core.request import Int32Array, Int64Array, Request
 
 Float32Array = NDArray[np.float32]
@@ -87,7 +88,22 @@ class Drain:
     timeout_seconds: float | None
 
 
-Command = Submit | Abort | LoadQuery | ResetPrefixCache | Drain
+@dataclass(frozen=True, slots=True)
+class StartProfile:
+    """Begins a profile of `num_steps` forward passes (0: as many as may be). Answered by ProfileReply."""
+
+    key: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopProfile:
+    """Ends the profile. Answered by ProfileReply."""
+
+    key: int
+
+
+Command = Submit | Abort | LoadQuery | ResetPrefixCache | Drain | StartProfile | StopProfile
 
 
 # Events
@@ -263,4 +279,14 @@ class Drained:
     num_aborted_requests: int
 
 
-Event = EngineState | Accepted | Refused | StepBatch | LoadReply | PrefixCacheReset | Drained
+@dataclass(frozen=True, slots=True)
+class ProfileReply:
+    """A profile has begun or ended, or could not because of a problem."""
+
+    key: int
+    problem: Problem | None = None
+    profile: Profile | None = None
+    """What was recorded, where one has ended."""
+
+
+Event = EngineState | Accepted | Refused | StepBatch | LoadReply | PrefixCacheReset | Drained | ProfileReply

@@ -14,6 +14,7 @@ from scheduler_svc.link import ExecutorLink
 from scheduler_svc.local_api import LocalApi
 from scheduler_svc.messages import Event
 from scheduler_svc.model import Model
+from scheduler_svc.profiler import Profiler
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
 
 
@@ -65,6 +66,7 @@ class SchedulerServer:
             self._inbox,
             self._link,
             self.api.receive,
+            Profiler(config.executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from nanoserve.arrays import pack_float32, pack_int32, unpack_float32, unpack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
 from scheduler_svc.core.request import Int32Array, Sampling
-from scheduler_svc.core.step import PromptSlice, SequenceStart, Session, StepPlan, StepResult
-from scheduler_svc.messages import PromptLogprobs, TokenLogprobs
+from scheduler_svc.core.step import PromptSlice, SequenceStart, Session, StepOutputs, StepPlan, StepResult
+from scheduler_svc.messages import PromptLogprobs, TokenBatch, TokenLogprobs
 
 _LEAST_SIZES = {
     "num_blocks": 2,
@@ -209,3 +209,16 @@ def _decode_prompt_logprobs(piece: pb.PromptLogprobs) -> PromptLogprobs:
     return PromptLogprobs(
         piece.first_position, logprobs, ranks, ids.reshape(shape), alternatives.reshape(shape)
     )
+
+
+def token_batch(outputs: StepOutputs, report: StepReport) -> TokenBatch:
+    """The columns of a result, with the log-probabilities that belong to them."""
+    logprobs = {}
+    if report.logprobs:
+        rows = report.result.rows[outputs.result_indices].tolist()
+        logprobs = {i: report.logprobs[row] for i, row in enumerate(rows) if row in report.logprobs}
+    prompts = tuple(
+        (sequence_id, report.prompt_logprobs[index].without(num_known))
+        for sequence_id, index, num_known in outputs.prompt_slices
+    )
+    return TokenBatch(outputs.sequence_ids, outputs.token_ids, outputs.finishes, logprobs, prompts)

@@ -54,6 +54,10 @@ def encode_command(command: msg.Command) -> pb.Command:
             message.reset_prefix_cache.SetInParent()
         case msg.Drain():
             message.drain.CopyFrom(pb.Drain(timeout_seconds=command.timeout_seconds))
+        case msg.StartProfile():
+            message.start_profile.CopyFrom(pb.StartProfile(num_steps=command.num_steps))
+        case msg.StopProfile():
+            message.stop_profile.SetInParent()
     return message
 
 
@@ -71,6 +75,10 @@ def decode_command(message: pb.Command, key: int) -> msg.Command:
         case "drain":
             drain = message.drain
             return msg.Drain(key, drain.timeout_seconds if drain.HasField("timeout_seconds") else None)
+        case "start_profile":
+            return msg.StartProfile(key, message.start_profile.num_steps)
+        case "stop_profile":
+            return msg.StopProfile(key)
     raise FrameError("a command that says nothing")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanoserve.arrays import pack_float32, pack_int32
+from nanoserve.profiles import decode_profile, encode_profile
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from nanoserve.v1 import admin_pb2
 from scheduler_svc import messages as msg
@@ -45,6 +46,8 @@ def encode_event(event: msg.Event, key_of: Callable[[int], int]) -> pb.Event:
         case msg.Drained():
             num_aborted = event.num_aborted_requests
             return pb.Event(drained=pb.Drained(key=key_of(event.key), num_aborted_requests=num_aborted))
+        case msg.ProfileReply():
+            return pb.Event(profile=_encode_profile_reply(event, key_of(event.key)))
 
 
 def decode_event(message: pb.Event) -> msg.Event:
@@ -68,6 +71,8 @@ def decode_event(message: pb.Event) -> msg.Event:
             return msg.PrefixCacheReset(reset.key, reset.num_blocks)
         case "drained":
             return msg.Drained(message.drained.key, message.drained.num_aborted_requests)
+        case "profile":
+            return _decode_profile_reply(message.profile)
     raise FrameError("an event that says nothing")
 
 
@@ -86,6 +91,21 @@ def _decode_problem(message: pb.Problem) -> msg.Problem:
     except ValueError as error:
         raise FrameError(f"a problem of code {message.code}") from error
     return msg.Problem(code, message.description, message.field, message.retry_seconds)
+
+
+def _encode_profile_reply(reply: msg.ProfileReply, key: int) -> pb.ProfileReply:
+    message = pb.ProfileReply(key=key)
+    if reply.problem is not None:
+        message.problem.CopyFrom(_encode_problem(reply.problem))
+    if reply.profile is not None:
+        message.profile.CopyFrom(encode_profile(reply.profile, admin_pb2.StopProfileResponse))
+    return message
+
+
+def _decode_profile_reply(message: pb.ProfileReply) -> msg.ProfileReply:
+    problem = _decode_problem(message.problem) if message.HasField("problem") else None
+    profile = decode_profile(message.profile) if message.HasField("profile") else None
+    return msg.ProfileReply(message.key, problem, profile)
 
 
 def _encode_load(reply: msg.LoadReply, key: int) -> pb.LoadReply:

@@ -1,5 +1,6 @@
 """Python client library of nanoserve: `Client` and `AsyncClient`, with the same methods."""
 
+from nanoserve.profiles import Profile, Span
 from nanoserve_client.async_client import AsyncClient, AsyncStream
 from nanoserve_client.errors import (
     AlreadyExists,
@@ -71,12 +72,14 @@ __all__ = [
     "ModelInfo",
     "NanoserveError",
     "NotFound",
+    "Profile",
     "Prompt",
     "PromptLogprobs",
     "ProtocolError",
     "ResourceExhausted",
     "SamplingDefaults",
     "ServerStartError",
+    "Span",
     "Started",
     "StepStats",
     "Stream",

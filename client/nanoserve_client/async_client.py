@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 import grpc.aio
 
+from nanoserve.profiles import Profile, decode_profile
 from nanoserve.v1 import admin_pb2
 from nanoserve_client import requests, responses
 from nanoserve_client.connection import (
@@ -189,6 +190,16 @@ class AsyncClient:
         """The server's load of this moment."""
         request = admin_pb2.GetLoadRequest()
         return responses.load(await self._unary(self._lanes.first.admin.GetLoad, request, timeout))
+
+    async def start_profile(self, num_steps: int = 0, *, timeout: float | None = None) -> None:
+        """Begins to record `num_steps` forward passes of both services, 0: as many as may be; see docs/profiling.md."""
+        request = admin_pb2.StartProfileRequest(num_steps=num_steps)
+        await self._unary(self._lanes.first.admin.StartProfile, request, timeout)
+
+    async def stop_profile(self, *, timeout: float | None = None) -> Profile:
+        """Ends the recording, unless it has ended by itself, and returns it."""
+        request = admin_pb2.StopProfileRequest()
+        return decode_profile(await self._unary(self._lanes.first.admin.StopProfile, request, timeout))
 
     async def close(self) -> None:
         """Closes the connection; streams still open end."""

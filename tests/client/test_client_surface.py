@@ -9,9 +9,9 @@ import nanoserve_client as ns
 NAMES = """
 AlreadyExists ApiError AsyncClient AsyncStream Cancelled Client Completed Completion CompletionOutput
 ConnectionFailed DeadlineExceeded Delta Event FieldViolation FinishReason Finished GenerateOptions GenerateParams
-Guided Internal InvalidArgument InvalidRequest Load Message Messages ModelInfo NanoserveError NotFound Prompt
-PromptLogprobs ProtocolError ResourceExhausted SamplingDefaults ServerStartError Started StepStats Stream Timing
-TokenAlternative TokenLogprob Unauthenticated Unavailable Unimplemented Usage
+Guided Internal InvalidArgument InvalidRequest Load Message Messages ModelInfo NanoserveError NotFound Profile
+Prompt PromptLogprobs ProtocolError ResourceExhausted SamplingDefaults ServerStartError Span Started StepStats Stream
+Timing TokenAlternative TokenLogprob Unauthenticated Unavailable Unimplemented Usage
 """
 
 

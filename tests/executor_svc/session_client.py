@@ -9,6 +9,7 @@ import grpc
 from executor_plans import TINY, encode_plan, make_plan, make_start
 
 from executor_svc.plan import Prefill, StepPlan
+from executor_svc.profile.profiler import Profiling
 from executor_svc.runner import StepRunner
 from executor_svc.service import ExecutorServer
 from executor_svc.virtual import InstantClock, RunnerHooks, VirtualRunner
@@ -75,10 +76,12 @@ class Stream:
 
 
 @contextmanager
-def serving(runner: StepRunner | None = None, listen: str = "127.0.0.1:0") -> Iterator[grpc.Channel]:
+def serving(
+    runner: StepRunner | None = None, listen: str = "127.0.0.1:0", profiling: Profiling | None = None
+) -> Iterator[grpc.Channel]:
     """A server of a runner, and a channel to it."""
     server = ExecutorServer(listen)
-    server.start(runner or VirtualRunner(TINY, clock=InstantClock(), checked=True), IDENTITY)
+    server.start(runner or VirtualRunner(TINY, clock=InstantClock(), checked=True), IDENTITY, profiling)
     try:
         with grpc.insecure_channel(server.address, options=CHANNEL_OPTIONS) as channel:
             yield channel

@@ -38,6 +38,7 @@ def test_every_flag_sets_its_field() -> None:
         "attention_backend": "reference",
         "load_format": "dummy",
         "seed": 7,
+        "profile_dir": "some/profiles",
         "log_level": "debug",
         "virtual_step_ms": 0.5,
         "virtual_token_us": 0.25,

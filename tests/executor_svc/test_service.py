@@ -312,19 +312,6 @@ def test_health_and_reflection_name_the_service() -> None:
         assert SERVICE_NAME in {service.name for service in answer.list_services_response.service}
 
 
-def test_profiles_are_refused_by_name() -> None:
-    with serving() as channel:
-        stub = ExecutorServiceStub(channel)
-        for call, request in (
-            (stub.StartProfile, pb.StartProfileRequest()),
-            (stub.StopProfile, pb.StopProfileRequest()),
-        ):
-            with pytest.raises(grpc.RpcError) as caught:
-                call(request, timeout=TIMEOUT_SECONDS)
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert "Profile" in caught.value.details()
-
-
 def test_an_address_in_use_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "executor.sock"
     with serving(listen=f"unix:{path}") as channel:

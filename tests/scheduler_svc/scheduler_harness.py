@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from executor_svc.profile.profiler import Profiling
 from executor_svc.runner import RunnerLimits
 from executor_svc.service import ExecutorServer
 from executor_svc.virtual import CostModel, RunnerHooks, VirtualModel, VirtualRunner
@@ -56,6 +57,7 @@ class Executor:
         self.hooks = RunnerHooks()
         self.model_fingerprint = demo_model().fingerprint
         self.weights_fingerprint = "weights"
+        self.profiling: Profiling | None = None
         self._server: ExecutorServer | None = None
 
     def start(self) -> None:
@@ -68,7 +70,7 @@ class Executor:
         )
         identity = Identity(uuid.uuid4().hex, self.model_fingerprint, self.weights_fingerprint, "test")
         self._server = ExecutorServer(self.address)
-        self._server.start(runner, identity)
+        self._server.start(runner, identity, self.profiling)
 
     async def stop(self) -> None:
         """Off the loop, since plans are still answered meanwhile."""

@@ -14,6 +14,7 @@ from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.engine import Engine
 from scheduler_svc.link import Fenced, LinkEvent, LinkFailed, SessionOpened
+from scheduler_svc.profiler import Profiler
 
 SESSION = Session("an instance", 12, 4, 4, 40, 16, 13)
 OPENED = SessionOpened(SESSION, 1, "weights")
@@ -45,7 +46,14 @@ async def started() -> tuple[Engine, SilentLink, Any, list[msg.Event], "asyncio.
     """An engine with an open session."""
     inbox: Any = asyncio.Queue()
     link, events = SilentLink(), []
-    engine = Engine(CoreConfig(max_num_batched_tokens=16), Admission(8, None), inbox, link, events.append)
+    engine = Engine(
+        CoreConfig(max_num_batched_tokens=16),
+        Admission(8, None),
+        inbox,
+        link,
+        events.append,
+        Profiler("unix:nowhere", events.append),
+    )
     task = asyncio.ensure_future(engine.run())
     await asyncio.sleep(0)
     await asyncio.sleep(0)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanoserve.profiles import Profile, Span
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
 from scheduler_svc.core.request import Finish, Request, Sampling
@@ -57,6 +58,8 @@ COMMANDS = st.one_of(
     st.builds(msg.LoadQuery, KEYS),
     st.builds(msg.ResetPrefixCache, KEYS),
     st.builds(msg.Drain, KEYS, st.none() | REALS),
+    st.builds(msg.StartProfile, KEYS, INT32),
+    st.builds(msg.StopProfile, KEYS),
 )
 PROBLEMS = st.builds(msg.Problem, st.sampled_from(msg.Code), TEXTS, TEXTS, REALS)
 
@@ -94,6 +97,8 @@ def token_batches(draw: Any) -> msg.TokenBatch:
 
 
 TIMES = (REALS,) * 6
+SPANS = st.builds(Span, TEXTS, TEXTS, *(COUNTS,) * 5)
+PROFILES = st.builds(Profile, TEXTS, COUNTS, st.lists(SPANS, max_size=3).map(tuple), st.binary(max_size=8))
 EVENTS = st.one_of(
     st.builds(msg.EngineState, st.booleans(), COUNTS, COUNTS, TEXTS),
     st.builds(msg.Accepted, KEYS, st.lists(st.integers(0, 2**62), max_size=4).map(tuple)),
@@ -119,6 +124,7 @@ EVENTS = st.one_of(
     ),
     st.builds(msg.PrefixCacheReset, KEYS, COUNTS),
     st.builds(msg.Drained, KEYS, COUNTS),
+    st.builds(msg.ProfileReply, KEYS, st.none() | PROBLEMS, st.none() | PROFILES),
 )
 
 

@@ -39,6 +39,7 @@ EXECUTOR_FLAGS = (
     ServiceFlag("--load-format", "NAME"),
     ServiceFlag("--seed", "N"),
     ServiceFlag("--verify"),
+    ServiceFlag("--profile-dir", "DIR"),
     ServiceFlag("--block-size", "N"),
     ServiceFlag("--num-kv-blocks", "N"),
     ServiceFlag("--gpu-memory-utilization", "X"),

@@ -32,10 +32,11 @@ def address_argument(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error).removeprefix("address: ")) from None
 
 
-def add_server_argument(parser: argparse.ArgumentParser) -> None:
-    """--server."""
+def add_server_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """--server, and other names for it."""
     parser.add_argument(
         "--server",
+        *aliases,
         type=address_argument,
         metavar="ADDR",
         default=DEFAULT_ADDRESS,

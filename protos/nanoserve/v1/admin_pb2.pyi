@@ -1,6 +1,8 @@
+from nanoserve.v1 import profile_pb2 as _profile_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -146,9 +148,13 @@ class StopProfileRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StopProfileResponse(_message.Message):
-    __slots__ = ("path", "num_steps")
+    __slots__ = ("path", "num_steps", "spans", "trace")
     PATH_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     path: str
     num_steps: int
-    def __init__(self, path: _Optional[str] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[_profile_pb2.ProfileSpan]
+    trace: bytes
+    def __init__(self, path: _Optional[str] = ..., num_steps: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[_profile_pb2.ProfileSpan, _Mapping]]] = ..., trace: _Optional[bytes] = ...) -> None: ...

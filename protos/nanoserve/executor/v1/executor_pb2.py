@@ -22,63 +22,64 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from nanoserve.v1 import profile_pb2 as nanoserve_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$nanoserve/executor/v1/executor.proto\x12\x15nanoserve.executor.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x8d\x01\n\x10\x44\x65scribeResponse\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32*.nanoserve.executor.v1.ExecutorDescription\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rsession_alive\x18\x03 \x01(\x08\x12\x12\n\nwarming_up\x18\x04 \x01(\x08\"\xd6\x02\n\x13\x45xecutorDescription\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\x05\x12\x12\n\nblock_size\x18\x03 \x01(\x05\x12\x14\n\x0cmax_num_seqs\x18\x04 \x01(\x05\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\x06 \x01(\x05\x12\x1c\n\x14max_num_decode_steps\x18\x07 \x01(\x05\x12\x1b\n\x13max_plans_in_flight\x18\x08 \x01(\x05\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x19\n\x11model_fingerprint\x18\n \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\r\n\x05\x64type\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\"\x80\x01\n\x0e\x45xecuteRequest\x12\x32\n\x04open\x18\x01 \x01(\x0b\x32\".nanoserve.executor.v1.OpenSessionH\x00\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.nanoserve.executor.v1.StepPlanH\x00\x42\t\n\x07request\"N\n\x0bOpenSession\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_epoch\x18\x02 \x01(\x04\x12\x11\n\ttake_over\x18\x03 \x01(\x08\"\x8a\x01\n\x0f\x45xecuteResponse\x12\x36\n\x06opened\x18\x01 \x01(\x0b\x32$.nanoserve.executor.v1.SessionOpenedH\x00\x12\x33\n\x06result\x18\x02 \x01(\x0b\x32!.nanoserve.executor.v1.StepResultH\x00\x42\n\n\x08response\"_\n\rSessionOpened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12?\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32*.nanoserve.executor.v1.ExecutorDescription\"\xbb\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0crelease_rows\x18\x02 \x01(\x0c\x12/\n\x06starts\x18\x03 \x03(\x0b\x32\x1f.nanoserve.executor.v1.StartRow\x12\x16\n\x0enew_block_rows\x18\x04 \x01(\x0c\x12\x15\n\rnew_block_ids\x18\x05 \x01(\x0c\x12\x30\n\x08prefills\x18\x06 \x03(\x0b\x32\x1e.nanoserve.executor.v1.Prefill\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x07 \x01(\x0c\x12\x18\n\x10\x64\x65\x63ode_row_steps\x18\x08 \x01(\x0c\x12\x18\n\x10num_decode_steps\x18\t \x01(\x05\x12-\n\x05masks\x18\n \x03(\x0b\x32\x1e.nanoserve.executor.v1.RowMask\"\xbb\x01\n\x08StartRow\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_table\x18\x05 \x01(\x0c\x12\x34\n\x08sampling\x18\x06 \x01(\x0b\x32\".nanoserve.executor.v1.RowSampling\x12\x0c\n\x04seed\x18\x07 \x01(\x04\"\x8c\x03\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x16\n\x0elogit_bias_ids\x18\x08 \x01(\x0c\x12\x12\n\nlogit_bias\x18\t \x01(\x0c\x12\x12\n\nmin_tokens\x18\n \x01(\x05\x12\x15\n\rend_token_ids\x18\x0b \x01(\x0c\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\r \x01(\x05H\x03\x88\x01\x01\x12\x12\n\nreport_gap\x18\x0e \x01(\x08\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"S\n\x07Prefill\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x05\x12\x12\n\nnum_tokens\x18\x03 \x01(\x05\x12\x0f\n\x07samples\x18\x04 \x01(\x08\"f\n\x07RowMask\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\x0b\x61llowed_ids\x18\x02 \x01(\x0cH\x00\x12\x17\n\rforbidden_ids\x18\x03 \x01(\x0cH\x00\x12\x16\n\x0c\x61llowed_bits\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04mask\"\x8f\x03\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x10\n\x08sub_step\x18\x02 \x01(\x05\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.nanoserve.executor.v1.StepStatus\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x14\n\x0crow_statuses\x18\x07 \x01(\x0c\x12\x34\n\x08logprobs\x18\x08 \x03(\x0b\x32\".nanoserve.executor.v1.RowLogprobs\x12>\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32%.nanoserve.executor.v1.PromptLogprobs\x12\x0c\n\x04gaps\x18\n \x01(\x0c\x12\x31\n\x06timing\x18\x0b \x01(\x0b\x32!.nanoserve.executor.v1.StepTiming\x12/\n\x05\x65rror\x18\x0c \x01(\x0b\x32 .nanoserve.executor.v1.StepError\"|\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\rtoken_logprob\x18\x02 \x01(\x02\x12\x12\n\ntoken_rank\x18\x03 \x01(\x05\x12\x17\n\x0f\x61lternative_ids\x18\x04 \x01(\x0c\x12\x1c\n\x14\x61lternative_logprobs\x18\x05 \x01(\x0c\"\x99\x01\n\x0ePromptLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x05\x12\x16\n\x0etoken_logprobs\x18\x03 \x01(\x0c\x12\x13\n\x0btoken_ranks\x18\x04 \x01(\x0c\x12\x17\n\x0f\x61lternative_ids\x18\x05 \x01(\x0c\x12\x1c\n\x14\x61lternative_logprobs\x18\x06 \x01(\x0c\"S\n\nStepTiming\x12\x10\n\x08queue_ns\x18\x01 \x01(\x03\x12\x0f\n\x07host_ns\x18\x02 \x01(\x03\x12\x11\n\tdevice_ns\x18\x03 \x01(\x03\x12\x0f\n\x07idle_ns\x18\x04 \x01(\x03\"q\n\tStepError\x12\x32\n\x04\x63ode\x18\x01 \x01(\x0e\x32$.nanoserve.executor.v1.StepErrorCode\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\"(\n\x13StartProfileRequest\x12\x11\n\tnum_steps\x18\x01 \x01(\x05\"\x16\n\x14StartProfileResponse\"\x14\n\x12StopProfileRequest\"6\n\x13StopProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnum_steps\x18\x02 \x01(\x05*n\n\nStepStatus\x12\x1b\n\x17STEP_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_STATUS_OK\x10\x01\x12\x16\n\x12STEP_STATUS_FAILED\x10\x02\x12\x17\n\x13STEP_STATUS_SKIPPED\x10\x03*}\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12 \n\x1cROW_STATUS_NON_FINITE_LOGITS\x10\x02\x12\x1f\n\x1bROW_STATUS_NO_TOKEN_ALLOWED\x10\x03*\xde\x01\n\rStepErrorCode\x12\x1f\n\x1bSTEP_ERROR_CODE_UNSPECIFIED\x10\x00\x12$\n STEP_ERROR_CODE_INVALID_ARGUMENT\x10\x01\x12&\n\"STEP_ERROR_CODE_RESOURCE_EXHAUSTED\x10\x02\x12!\n\x1dSTEP_ERROR_CODE_UNIMPLEMENTED\x10\x03\x12\x1c\n\x18STEP_ERROR_CODE_INTERNAL\x10\x04\x12\x1d\n\x19STEP_ERROR_CODE_DATA_LOSS\x10\x05\x32\x9b\x03\n\x0f\x45xecutorService\x12[\n\x08\x44\x65scribe\x12&.nanoserve.executor.v1.DescribeRequest\x1a\'.nanoserve.executor.v1.DescribeResponse\x12\\\n\x07\x45xecute\x12%.nanoserve.executor.v1.ExecuteRequest\x1a&.nanoserve.executor.v1.ExecuteResponse(\x01\x30\x01\x12g\n\x0cStartProfile\x12*.nanoserve.executor.v1.StartProfileRequest\x1a+.nanoserve.executor.v1.StartProfileResponse\x12\x64\n\x0bStopProfile\x12).nanoserve.executor.v1.StopProfileRequest\x1a*.nanoserve.executor.v1.StopProfileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$nanoserve/executor/v1/executor.proto\x12\x15nanoserve.executor.v1\x1a\x1ananoserve/v1/profile.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x8d\x01\n\x10\x44\x65scribeResponse\x12?\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32*.nanoserve.executor.v1.ExecutorDescription\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rsession_alive\x18\x03 \x01(\x08\x12\x12\n\nwarming_up\x18\x04 \x01(\x08\"\xd6\x02\n\x13\x45xecutorDescription\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\x05\x12\x12\n\nblock_size\x18\x03 \x01(\x05\x12\x14\n\x0cmax_num_seqs\x18\x04 \x01(\x05\x12\x15\n\rmax_model_len\x18\x05 \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\x06 \x01(\x05\x12\x1c\n\x14max_num_decode_steps\x18\x07 \x01(\x05\x12\x1b\n\x13max_plans_in_flight\x18\x08 \x01(\x05\x12\x12\n\nvocab_size\x18\t \x01(\x05\x12\x19\n\x11model_fingerprint\x18\n \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\r\n\x05\x64type\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\"\x80\x01\n\x0e\x45xecuteRequest\x12\x32\n\x04open\x18\x01 \x01(\x0b\x32\".nanoserve.executor.v1.OpenSessionH\x00\x12/\n\x04plan\x18\x02 \x01(\x0b\x32\x1f.nanoserve.executor.v1.StepPlanH\x00\x42\t\n\x07request\"N\n\x0bOpenSession\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_epoch\x18\x02 \x01(\x04\x12\x11\n\ttake_over\x18\x03 \x01(\x08\"\x8a\x01\n\x0f\x45xecuteResponse\x12\x36\n\x06opened\x18\x01 \x01(\x0b\x32$.nanoserve.executor.v1.SessionOpenedH\x00\x12\x33\n\x06result\x18\x02 \x01(\x0b\x32!.nanoserve.executor.v1.StepResultH\x00\x42\n\n\x08response\"_\n\rSessionOpened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12?\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32*.nanoserve.executor.v1.ExecutorDescription\"\xbb\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x14\n\x0crelease_rows\x18\x02 \x01(\x0c\x12/\n\x06starts\x18\x03 \x03(\x0b\x32\x1f.nanoserve.executor.v1.StartRow\x12\x16\n\x0enew_block_rows\x18\x04 \x01(\x0c\x12\x15\n\rnew_block_ids\x18\x05 \x01(\x0c\x12\x30\n\x08prefills\x18\x06 \x03(\x0b\x32\x1e.nanoserve.executor.v1.Prefill\x12\x13\n\x0b\x64\x65\x63ode_rows\x18\x07 \x01(\x0c\x12\x18\n\x10\x64\x65\x63ode_row_steps\x18\x08 \x01(\x0c\x12\x18\n\x10num_decode_steps\x18\t \x01(\x05\x12-\n\x05masks\x18\n \x03(\x0b\x32\x1e.nanoserve.executor.v1.RowMask\"\xbb\x01\n\x08StartRow\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\x05\x12\x13\n\x0b\x62lock_table\x18\x05 \x01(\x0c\x12\x34\n\x08sampling\x18\x06 \x01(\x0b\x32\".nanoserve.executor.v1.RowSampling\x12\x0c\n\x04seed\x18\x07 \x01(\x04\"\x8c\x03\n\x0bRowSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x16\n\x0elogit_bias_ids\x18\x08 \x01(\x0c\x12\x12\n\nlogit_bias\x18\t \x01(\x0c\x12\x12\n\nmin_tokens\x18\n \x01(\x05\x12\x15\n\rend_token_ids\x18\x0b \x01(\x0c\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\r \x01(\x05H\x03\x88\x01\x01\x12\x12\n\nreport_gap\x18\x0e \x01(\x08\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"S\n\x07Prefill\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x05\x12\x12\n\nnum_tokens\x18\x03 \x01(\x05\x12\x0f\n\x07samples\x18\x04 \x01(\x08\"f\n\x07RowMask\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\x0b\x61llowed_ids\x18\x02 \x01(\x0cH\x00\x12\x17\n\rforbidden_ids\x18\x03 \x01(\x0cH\x00\x12\x16\n\x0c\x61llowed_bits\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04mask\"\x8f\x03\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x03\x12\x10\n\x08sub_step\x18\x02 \x01(\x05\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.nanoserve.executor.v1.StepStatus\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x06 \x01(\x0c\x12\x14\n\x0crow_statuses\x18\x07 \x01(\x0c\x12\x34\n\x08logprobs\x18\x08 \x03(\x0b\x32\".nanoserve.executor.v1.RowLogprobs\x12>\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32%.nanoserve.executor.v1.PromptLogprobs\x12\x0c\n\x04gaps\x18\n \x01(\x0c\x12\x31\n\x06timing\x18\x0b \x01(\x0b\x32!.nanoserve.executor.v1.StepTiming\x12/\n\x05\x65rror\x18\x0c \x01(\x0b\x32 .nanoserve.executor.v1.StepError\"|\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x15\n\rtoken_logprob\x18\x02 \x01(\x02\x12\x12\n\ntoken_rank\x18\x03 \x01(\x05\x12\x17\n\x0f\x61lternative_ids\x18\x04 \x01(\x0c\x12\x1c\n\x14\x61lternative_logprobs\x18\x05 \x01(\x0c\"\x99\x01\n\x0ePromptLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x05\x12\x16\n\x0etoken_logprobs\x18\x03 \x01(\x0c\x12\x13\n\x0btoken_ranks\x18\x04 \x01(\x0c\x12\x17\n\x0f\x61lternative_ids\x18\x05 \x01(\x0c\x12\x1c\n\x14\x61lternative_logprobs\x18\x06 \x01(\x0c\"S\n\nStepTiming\x12\x10\n\x08queue_ns\x18\x01 \x01(\x03\x12\x0f\n\x07host_ns\x18\x02 \x01(\x03\x12\x11\n\tdevice_ns\x18\x03 \x01(\x03\x12\x0f\n\x07idle_ns\x18\x04 \x01(\x03\"q\n\tStepError\x12\x32\n\x04\x63ode\x18\x01 \x01(\x0e\x32$.nanoserve.executor.v1.StepErrorCode\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\"?\n\x13StartProfileRequest\x12\x11\n\tnum_steps\x18\x01 \x01(\x05\x12\x15\n\rafter_step_id\x18\x02 \x01(\x04\"\x16\n\x14StartProfileResponse\"\x14\n\x12StopProfileRequest\"o\n\x13StopProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12(\n\x05spans\x18\x03 \x03(\x0b\x32\x19.nanoserve.v1.ProfileSpan\x12\r\n\x05trace\x18\x04 \x01(\x0c*n\n\nStepStatus\x12\x1b\n\x17STEP_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTEP_STATUS_OK\x10\x01\x12\x16\n\x12STEP_STATUS_FAILED\x10\x02\x12\x17\n\x13STEP_STATUS_SKIPPED\x10\x03*}\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12 \n\x1cROW_STATUS_NON_FINITE_LOGITS\x10\x02\x12\x1f\n\x1bROW_STATUS_NO_TOKEN_ALLOWED\x10\x03*\xde\x01\n\rStepErrorCode\x12\x1f\n\x1bSTEP_ERROR_CODE_UNSPECIFIED\x10\x00\x12$\n STEP_ERROR_CODE_INVALID_ARGUMENT\x10\x01\x12&\n\"STEP_ERROR_CODE_RESOURCE_EXHAUSTED\x10\x02\x12!\n\x1dSTEP_ERROR_CODE_UNIMPLEMENTED\x10\x03\x12\x1c\n\x18STEP_ERROR_CODE_INTERNAL\x10\x04\x12\x1d\n\x19STEP_ERROR_CODE_DATA_LOSS\x10\x05\x32\x9b\x03\n\x0f\x45xecutorService\x12[\n\x08\x44\x65scribe\x12&.nanoserve.executor.v1.DescribeRequest\x1a\'.nanoserve.executor.v1.DescribeResponse\x12\\\n\x07\x45xecute\x12%.nanoserve.executor.v1.ExecuteRequest\x1a&.nanoserve.executor.v1.ExecuteResponse(\x01\x30\x01\x12g\n\x0cStartProfile\x12*.nanoserve.executor.v1.StartProfileRequest\x1a+.nanoserve.executor.v1.StartProfileResponse\x12\x64\n\x0bStopProfile\x12).nanoserve.executor.v1.StopProfileRequest\x1a*.nanoserve.executor.v1.StopProfileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nanoserve.executor.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STEPSTATUS']._serialized_start=3144
-  _globals['_STEPSTATUS']._serialized_end=3254
-  _globals['_ROWSTATUS']._serialized_start=3256
-  _globals['_ROWSTATUS']._serialized_end=3381
-  _globals['_STEPERRORCODE']._serialized_start=3384
-  _globals['_STEPERRORCODE']._serialized_end=3606
-  _globals['_DESCRIBEREQUEST']._serialized_start=63
-  _globals['_DESCRIBEREQUEST']._serialized_end=80
-  _globals['_DESCRIBERESPONSE']._serialized_start=83
-  _globals['_DESCRIBERESPONSE']._serialized_end=224
-  _globals['_EXECUTORDESCRIPTION']._serialized_start=227
-  _globals['_EXECUTORDESCRIPTION']._serialized_end=569
-  _globals['_EXECUTEREQUEST']._serialized_start=572
-  _globals['_EXECUTEREQUEST']._serialized_end=700
-  _globals['_OPENSESSION']._serialized_start=702
-  _globals['_OPENSESSION']._serialized_end=780
-  _globals['_EXECUTERESPONSE']._serialized_start=783
-  _globals['_EXECUTERESPONSE']._serialized_end=921
-  _globals['_SESSIONOPENED']._serialized_start=923
-  _globals['_SESSIONOPENED']._serialized_end=1018
-  _globals['_STEPPLAN']._serialized_start=1021
-  _globals['_STEPPLAN']._serialized_end=1336
-  _globals['_STARTROW']._serialized_start=1339
-  _globals['_STARTROW']._serialized_end=1526
-  _globals['_ROWSAMPLING']._serialized_start=1529
-  _globals['_ROWSAMPLING']._serialized_end=1925
-  _globals['_PREFILL']._serialized_start=1927
-  _globals['_PREFILL']._serialized_end=2010
-  _globals['_ROWMASK']._serialized_start=2012
-  _globals['_ROWMASK']._serialized_end=2114
-  _globals['_STEPRESULT']._serialized_start=2117
-  _globals['_STEPRESULT']._serialized_end=2516
-  _globals['_ROWLOGPROBS']._serialized_start=2518
-  _globals['_ROWLOGPROBS']._serialized_end=2642
-  _globals['_PROMPTLOGPROBS']._serialized_start=2645
-  _globals['_PROMPTLOGPROBS']._serialized_end=2798
-  _globals['_STEPTIMING']._serialized_start=2800
-  _globals['_STEPTIMING']._serialized_end=2883
-  _globals['_STEPERROR']._serialized_start=2885
-  _globals['_STEPERROR']._serialized_end=2998
-  _globals['_STARTPROFILEREQUEST']._serialized_start=3000
-  _globals['_STARTPROFILEREQUEST']._serialized_end=3040
-  _globals['_STARTPROFILERESPONSE']._serialized_start=3042
-  _globals['_STARTPROFILERESPONSE']._serialized_end=3064
-  _globals['_STOPPROFILEREQUEST']._serialized_start=3066
-  _globals['_STOPPROFILEREQUEST']._serialized_end=3086
-  _globals['_STOPPROFILERESPONSE']._serialized_start=3088
-  _globals['_STOPPROFILERESPONSE']._serialized_end=3142
-  _globals['_EXECUTORSERVICE']._serialized_start=3609
-  _globals['_EXECUTORSERVICE']._serialized_end=4020
+  _globals['_STEPSTATUS']._serialized_start=3252
+  _globals['_STEPSTATUS']._serialized_end=3362
+  _globals['_ROWSTATUS']._serialized_start=3364
+  _globals['_ROWSTATUS']._serialized_end=3489
+  _globals['_STEPERRORCODE']._serialized_start=3492
+  _globals['_STEPERRORCODE']._serialized_end=3714
+  _globals['_DESCRIBEREQUEST']._serialized_start=91
+  _globals['_DESCRIBEREQUEST']._serialized_end=108
+  _globals['_DESCRIBERESPONSE']._serialized_start=111
+  _globals['_DESCRIBERESPONSE']._serialized_end=252
+  _globals['_EXECUTORDESCRIPTION']._serialized_start=255
+  _globals['_EXECUTORDESCRIPTION']._serialized_end=597
+  _globals['_EXECUTEREQUEST']._serialized_start=600
+  _globals['_EXECUTEREQUEST']._serialized_end=728
+  _globals['_OPENSESSION']._serialized_start=730
+  _globals['_OPENSESSION']._serialized_end=808
+  _globals['_EXECUTERESPONSE']._serialized_start=811
+  _globals['_EXECUTERESPONSE']._serialized_end=949
+  _globals['_SESSIONOPENED']._serialized_start=951
+  _globals['_SESSIONOPENED']._serialized_end=1046
+  _globals['_STEPPLAN']._serialized_start=1049
+  _globals['_STEPPLAN']._serialized_end=1364
+  _globals['_STARTROW']._serialized_start=1367
+  _globals['_STARTROW']._serialized_end=1554
+  _globals['_ROWSAMPLING']._serialized_start=1557
+  _globals['_ROWSAMPLING']._serialized_end=1953
+  _globals['_PREFILL']._serialized_start=1955
+  _globals['_PREFILL']._serialized_end=2038
+  _globals['_ROWMASK']._serialized_start=2040
+  _globals['_ROWMASK']._serialized_end=2142
+  _globals['_STEPRESULT']._serialized_start=2145
+  _globals['_STEPRESULT']._serialized_end=2544
+  _globals['_ROWLOGPROBS']._serialized_start=2546
+  _globals['_ROWLOGPROBS']._serialized_end=2670
+  _globals['_PROMPTLOGPROBS']._serialized_start=2673
+  _globals['_PROMPTLOGPROBS']._serialized_end=2826
+  _globals['_STEPTIMING']._serialized_start=2828
+  _globals['_STEPTIMING']._serialized_end=2911
+  _globals['_STEPERROR']._serialized_start=2913
+  _globals['_STEPERROR']._serialized_end=3026
+  _globals['_STARTPROFILEREQUEST']._serialized_start=3028
+  _globals['_STARTPROFILEREQUEST']._serialized_end=3091
+  _globals['_STARTPROFILERESPONSE']._serialized_start=3093
+  _globals['_STARTPROFILERESPONSE']._serialized_end=3115
+  _globals['_STOPPROFILEREQUEST']._serialized_start=3117
+  _globals['_STOPPROFILEREQUEST']._serialized_end=3137
+  _globals['_STOPPROFILERESPONSE']._serialized_start=3139
+  _globals['_STOPPROFILERESPONSE']._serialized_end=3250
+  _globals['_EXECUTORSERVICE']._serialized_start=3717
+  _globals['_EXECUTORSERVICE']._serialized_end=4128
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from nanoserve.v1 import profile_pb2 as _profile_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -307,10 +308,12 @@ class StepError(_message.Message):
     def __init__(self, code: _Optional[_Union[StepErrorCode, str]] = ..., field: _Optional[str] = ..., description: _Optional[str] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class StartProfileRequest(_message.Message):
-    __slots__ = ("num_steps",)
+    __slots__ = ("num_steps", "after_step_id")
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_STEP_ID_FIELD_NUMBER: _ClassVar[int]
     num_steps: int
-    def __init__(self, num_steps: _Optional[int] = ...) -> None: ...
+    after_step_id: int
+    def __init__(self, num_steps: _Optional[int] = ..., after_step_id: _Optional[int] = ...) -> None: ...
 
 class StartProfileResponse(_message.Message):
     __slots__ = ()
@@ -321,9 +324,13 @@ class StopProfileRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StopProfileResponse(_message.Message):
-    __slots__ = ("path", "num_steps")
+    __slots__ = ("path", "num_steps", "spans", "trace")
     PATH_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     path: str
     num_steps: int
-    def __init__(self, path: _Optional[str] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[_profile_pb2.ProfileSpan]
+    trace: bytes
+    def __init__(self, path: _Optional[str] = ..., num_steps: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[_profile_pb2.ProfileSpan, _Mapping]]] = ..., trace: _Optional[bytes] = ...) -> None: ...

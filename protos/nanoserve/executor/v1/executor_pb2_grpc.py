@@ -78,14 +78,15 @@ class ExecutorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartProfile(self, request, context):
-        """Starts recording a profile of the steps that follow. FAILED_PRECONDITION while one is being recorded.
+        """Starts recording a profile of the steps that follow. FAILED_PRECONDITION while one is being recorded, and where the
+        executor was started without --profile-dir.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopProfile(self, request, context):
-        """Ends the recording and says where it was written. FAILED_PRECONDITION when none is being recorded.
+        """Ends the recording, unless it has ended by itself, and returns it. FAILED_PRECONDITION where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

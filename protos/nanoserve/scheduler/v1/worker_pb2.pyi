@@ -26,20 +26,24 @@ class EngineFrame(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., stopping: bool = ..., ping: bool = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("key", "submit", "abort", "load_query", "reset_prefix_cache", "drain")
+    __slots__ = ("key", "submit", "abort", "load_query", "reset_prefix_cache", "drain", "start_profile", "stop_profile")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     LOAD_QUERY_FIELD_NUMBER: _ClassVar[int]
     RESET_PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    START_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    STOP_PROFILE_FIELD_NUMBER: _ClassVar[int]
     key: int
     submit: Submit
     abort: Abort
     load_query: LoadQuery
     reset_prefix_cache: ResetPrefixCache
     drain: Drain
-    def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    start_profile: StartProfile
+    stop_profile: StopProfile
+    def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., start_profile: _Optional[_Union[StartProfile, _Mapping]] = ..., stop_profile: _Optional[_Union[StopProfile, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt")
@@ -111,8 +115,18 @@ class Drain(_message.Message):
     timeout_seconds: float
     def __init__(self, timeout_seconds: _Optional[float] = ...) -> None: ...
 
+class StartProfile(_message.Message):
+    __slots__ = ("num_steps",)
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    num_steps: int
+    def __init__(self, num_steps: _Optional[int] = ...) -> None: ...
+
+class StopProfile(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Event(_message.Message):
-    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained")
+    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained", "profile")
     STATE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +134,7 @@ class Event(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHE_RESET_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     accepted: Accepted
     refused: Refused
@@ -127,7 +142,8 @@ class Event(_message.Message):
     load: LoadReply
     prefix_cache_reset: PrefixCacheReset
     drained: Drained
-    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ...) -> None: ...
+    profile: ProfileReply
+    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., profile: _Optional[_Union[ProfileReply, _Mapping]] = ...) -> None: ...
 
 class EngineState(_message.Message):
     __slots__ = ("serving", "max_model_len", "vocab_size", "weights_fingerprint")
@@ -266,3 +282,13 @@ class Drained(_message.Message):
     key: int
     num_aborted_requests: int
     def __init__(self, key: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ...) -> None: ...
+
+class ProfileReply(_message.Message):
+    __slots__ = ("key", "problem", "profile")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    problem: Problem
+    profile: _admin_pb2.StopProfileResponse
+    def __init__(self, key: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ..., profile: _Optional[_Union[_admin_pb2.StopProfileResponse, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Profiles of steps: the spans that sessions record, and the device's own trace beside them."""
