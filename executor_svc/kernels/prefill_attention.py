@@ -17,9 +17,8 @@ from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
 _STARTS = 128  # segments looked at together when a program searches for its own
-_WAVES = 2  # programs a multiprocessor
 _MAX_SPLITS = 16
-_MIN_SHARE = tl.constexpr(256)  # positions below which a share is not worth a program
+_MIN_SHARE = tl.constexpr(512)  # positions below which a share is not worth a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def prefill_splits_for(
     """Shares of a context that fill `num_sms` multiprocessors, where the tokens' own tiles do not."""
     positions = _positions_per_tile(num_heads // num_kv_heads, config)
     num_programs = -(-num_tokens // positions) * num_kv_heads
-    return max(1, min(_MAX_SPLITS, _WAVES * num_sms // num_programs))
+    return max(1, min(_MAX_SPLITS, num_sms // num_programs))
 
 
 def _positions_per_tile(group: int, config: PrefillConfig) -> int:
@@ -245,7 +244,7 @@ def _combine(
     output = tl.zeros([M, DIM], tl.float32)
     peak = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
-    for share in tl.range(0, num_shares, num_stages=4):
+    for share in range(0, num_shares):
         at = first_share + share
         # Other programs wrote these: read them past the first-level cache.
         lse = tl.load(weights + at, mask=held, other=0.0, cache_modifier=".cg")
