@@ -22,7 +22,7 @@ from executor_svc.kernels.prefill_attention import PrefillConfig
 PEAK_BYTES_PER_SECOND = 4.374e12  # an H200 reading, measured
 PEAK_OPERATIONS_PER_SECOND = 781e12  # an H200 multiplying bfloat16, measured
 SHORT, LONG = 1024, 8192
-DECODES = [Shape(16, rows, context) for rows in (1, 32, 256) for context in (SHORT, LONG)] + [
+DECODES = [Shape(16, rows, context) for rows in (1, 16, 32, 64, 256) for context in (SHORT, LONG)] + [
     Shape(40, rows, SHORT) for rows in (1, 64, 128)
 ]
 PREFILLS = [
@@ -33,7 +33,7 @@ PREFILLS = [
 DECODE_CONFIGS = [
     DecodeConfig(*numbers)
     for numbers in [
-        (32, 2, 3), (32, 2, 5), (32, 4, 5), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
+        (32, 2, 3), (32, 2, 5), (32, 4, 3), (32, 4, 5), (64, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 8, 3),
         (128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3),
     ]
 ]  # fmt: skip

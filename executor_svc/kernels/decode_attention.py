@@ -17,6 +17,11 @@ from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
 
 _MIN_DOT = 16  # the smallest side of a tl.dot
 _SPLIT_TILE = 64  # positions below which a share is not worth a program
+_FEWEST_SPLITS = 3  # what two shares win, putting them together costs
+_FEW_PROGRAMS, _SOME_PROGRAMS = (
+    128,
+    512,
+)  # one a multiprocessor at most; several, whose shared memory must fit
 _WAVES = 2  # programs a multiprocessor, all running at a time: benchmarks/attention.py --sweep
 
 
@@ -29,20 +34,29 @@ class DecodeConfig:
     num_stages: int
 
 
-def decode_config(head_dim: int, dtype: torch.dtype, group: int, num_splits: int) -> DecodeConfig:
-    """The fastest of benchmarks/attention.py --sweep. A row's numbers may depend on these arguments alone."""
+def decode_config(
+    head_dim: int, dtype: torch.dtype, group: int, num_splits: int, num_programs: int
+) -> DecodeConfig:
+    """The fastest of benchmarks/attention.py --sweep; `num_programs` is rows x KV heads.
+
+    A row's numbers may depend on these arguments alone.
+    """
     if dtype == torch.float32:
         return DecodeConfig(tile=16, num_warps=4, num_stages=2)
     if head_dim > 128:
         return DecodeConfig(tile=32, num_warps=4, num_stages=3)
     if num_splits > 1 or group > 2:
         return DecodeConfig(tile=32, num_warps=2, num_stages=3)
+    if _FEW_PROGRAMS < num_programs <= _SOME_PROGRAMS:
+        return DecodeConfig(tile=32, num_warps=4, num_stages=3)
     return DecodeConfig(tile=64, num_warps=4, num_stages=3)
 
 
 def num_splits_for(num_rows: int, num_kv_heads: int, max_context: int, num_sms: int) -> int:
     """Shares of a context that fill `num_sms` multiprocessors; contexts are at most `max_context` positions."""
     wanted = _WAVES * num_sms // max(1, num_rows * num_kv_heads)
+    if wanted < _FEWEST_SPLITS:
+        return 1
     return max(1, min(wanted, -(-max_context // _SPLIT_TILE)))
 
 
@@ -64,9 +78,9 @@ def decode_attention(
     `query` is [n, num_heads, head_dim], `keys` and `values` [num_blocks, block_size, num_kv_heads, head_dim],
     `block_tables` int32 [num_rows, max_blocks], `rows` int32 [n], `lengths` int32 [num_rows]: token i sees the first
     lengths[rows[i]] + 1 positions of row rows[i]. `scale` is 1 / sqrt(head_dim) where not given. A row's numbers
-    depend on its own context and on `num_splits`, not on other rows. Calls with several splits share counters: run
-    them on one stream, and any once on the device before a CUDA graph is captured. ValueError for a tensor that is
-    not contiguous.
+    depend on its own context, on `num_splits` and on decode_config(...), not on what other rows hold. Calls with
+    several splits share counters: run them on one stream, and any once on the device before a CUDA graph is captured.
+    ValueError for a tensor that is not contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
@@ -74,7 +88,7 @@ def decode_attention(
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
     group = num_heads // num_kv_heads
-    config = config or decode_config(head_dim, query.dtype, group, num_splits)
+    config = config or decode_config(head_dim, query.dtype, group, num_splits, num_tokens * num_kv_heads)
     out = torch.empty_like(query) if out is None else out
     if not num_tokens:
         return out
