@@ -86,6 +86,12 @@ async def measure(
     )
 
 
+async def _measure_all(
+    address: str, cases: Sequence[tuple[int, int]], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    return [await measure(address, *case, arguments) for case in cases]
+
+
 async def _rest(seconds: float, loops: Sequence["asyncio.Future[None]"]) -> None:
     """Waits; raises what a loop has failed with, as none ends by itself."""
     if not loops:
@@ -118,7 +124,7 @@ def main() -> int:
     cases += [(0, count) for count in numbers["guided"] if count and count not in numbers["unguided"]]
     num_rows = max(sum(case) for case in cases)
     with serving(arguments, [f"--max-num-seqs={num_rows}"]) as server:
-        rows = [asyncio.run(measure(server.address, *case, arguments)) for case in cases]
+        rows = asyncio.run(_measure_all(server.address, cases, arguments))
     print_table(rows, _COLUMNS)
     print_json(rows)
     return 0
