@@ -1,6 +1,7 @@
 """The engine's guided sequences: grammars compiled and masks computed in threads, never on the engine's loop."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _COMPILE_SECONDS = 2.0
 _NUM_COMPILE_THREADS = 2
 _MAX_COMPILING = 256
+# Many times what a mask takes.
+_SLOW_SECONDS = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,13 @@ class MasksReady:
 
 @dataclass(slots=True)
 class _GuidedSequence:
-    """How far a sequence has got in its grammar. Touched by the mask thread alone, once it has begun."""
+    """How far a sequence has got in its grammar. Touched by one thread at a time: its masks come one by one."""
 
     request: Request
     matcher: "LLMatcher"
     num_tokens: int = 0
+    is_slow: bool = False
+    """Whether its last mask took so long that those of others must not wait for its next."""
 
     def mask(self, bits: bytes, vocab_size: int) -> TokenMask:
         """The mask of tokens that the grammar allows; below min_tokens no end, unless there is nothing else."""
@@ -57,6 +62,7 @@ class _GuidedSequence:
 
     def advance(self, token_id: int, vocab_size: int) -> TokenMask | Problem:
         """Takes in a sampled token; returns what may come next."""
+        begun = time.perf_counter()
         self.num_tokens += 1
         self.matcher.consume_token(token_id)
         try:
@@ -64,6 +70,8 @@ class _GuidedSequence:
         except GrammarError as error:
             description = f"the guide could not be followed any further: {error}"
             return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
+        finally:
+            self.is_slow = time.perf_counter() - begun > _SLOW_SECONDS
 
 
 @dataclass(slots=True)
@@ -83,6 +91,9 @@ class Guides:
         default_factory=lambda: ThreadPoolExecutor(_NUM_COMPILE_THREADS, "compile-grammar")
     )
     _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "token-masks"))
+    _slow_mask_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "slow-token-masks")
+    )
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def prepare(self, vocab_size: int) -> None:
@@ -99,7 +110,7 @@ class Guides:
         """Gives up what is being compiled or computed."""
         for task in (*self._compiling.values(), *self._tasks):
             task.cancel()
-        for threads in (self._compile_threads, self._mask_thread):
+        for threads in (self._compile_threads, self._mask_thread, self._slow_mask_thread):
             threads.shutdown(wait=False, cancel_futures=True)
 
     # Compiling
@@ -165,16 +176,21 @@ class Guides:
             )
             if finish == Finish.NONE and sequence_id in self._sequences
         ]
-        if steps:
-            task = asyncio.ensure_future(self._advance(steps))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        slow = [step for step in steps if step[1].is_slow]
+        quick = [step for step in steps if not step[1].is_slow] if slow else steps
+        for thread, some in ((self._mask_thread, quick), (self._slow_mask_thread, slow)):
+            if some:
+                task = asyncio.ensure_future(self._advance(thread, some))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-    async def _advance(self, steps: list[tuple[int, _GuidedSequence, int]]) -> None:
+    async def _advance(
+        self, thread: ThreadPoolExecutor, steps: list[tuple[int, _GuidedSequence, int]]
+    ) -> None:
         loop = asyncio.get_running_loop()
         masks: dict[int, TokenMask | Problem]
         try:
-            masks = await loop.run_in_executor(self._mask_thread, _advance_all, steps, self._vocab_size)
+            masks = await loop.run_in_executor(thread, _advance_all, steps, self._vocab_size)
         except Exception:
             problem = internal_problem("masks were not computed")
             masks = {sequence_id: problem for sequence_id, _, _ in steps}
