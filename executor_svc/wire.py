@@ -41,10 +41,12 @@ class Identity:
 def decode_plan(plan: pb.StepPlan, vocab_size: int) -> StepPlan:
     """Decodes a plan; StepFailure INVALID_ARGUMENT, naming the field, where it is malformed.
 
-    Malformed: over 2 MiB, arrays that are not whole numbers of elements, masks that do not fit the vocabulary. The
-    ranges of the values, which depend on the limits and on the rows, are RowTable's to check.
+    Malformed: over 2 MiB without its masks, arrays that are not whole numbers of elements, masks that do not fit the
+    vocabulary. The ranges of the values, which depend on the limits and on the rows, are RowTable's to check.
     """
-    if (size := plan.ByteSize()) > MAX_PLAN_BYTES:
+    # A mask has no more bits than there are tokens, and a row no more than one: they are bounded without it.
+    size = plan.ByteSize() - sum(mask.ByteSize() for mask in plan.masks)
+    if size > MAX_PLAN_BYTES:
         raise invalid("", f"a plan of {size} bytes, above {MAX_PLAN_BYTES}")
     num_decode_steps = plan.num_decode_steps or 1
     decode_rows = _ints("decode_rows", plan.decode_rows)

@@ -18,6 +18,7 @@ from nanoserve.v1.inference_pb2_grpc import InferenceServiceServicer
 from scheduler_svc.core.request import Request, Sampling
 from scheduler_svc.errors import InvalidRequest, ServiceError, handler
 from scheduler_svc.frontend import Frontend
+from scheduler_svc.guided_params import resolve_guide
 from scheduler_svc.messages import Code, EngineState, Problem
 from scheduler_svc.model import Model
 from scheduler_svc.output import Output
@@ -128,6 +129,7 @@ class InferenceService(InferenceServiceServicer):
         state, model = self._state, self._model
         sampling, num_outputs = resolve_sampling(request, model.default_sampling, state.vocab_size)
         stops = resolve_stops(request.stop, model.eos_token_ids, state.vocab_size)
+        guide = resolve_guide(request, model.eos_token_ids)
         prompt = await self._prompts.read(request, state.max_model_len, state.vocab_size)
         room = state.max_model_len - len(prompt)
         if not prompt:
@@ -152,6 +154,7 @@ class InferenceService(InferenceServiceServicer):
             end_token_ids=stops.end_token_ids,
             priority=request.priority,
             cache_salt=request.cache_salt.encode(),
+            guide=guide,
         )
         tokenizer = model.tokenizer
         outputs = [

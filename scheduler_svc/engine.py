@@ -17,10 +17,12 @@ import structlog
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
 from scheduler_svc.core.pacing import decode_steps_within
-from scheduler_svc.core.request import Finish, RequestRefused
+from scheduler_svc.core.request import Finish, Request, RequestRefused
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, SequenceStart, Session, StepOutputs
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.grammars import Grammar
+from scheduler_svc.guides import Compiled, Guides, MasksReady
 from scheduler_svc.link import (
     ExecutorAway,
     ExecutorLink,
@@ -39,6 +41,8 @@ from scheduler_svc.wire import StepFailed, StepReport, token_batch
 # A sequence that was in this many failed plans since its last token is taken to be at fault.
 _MAX_FAILURES = 3
 _UNUSABLE = Problem(Code.UNAVAILABLE, "the executor cannot be used any more")
+_NO_GUIDES = Problem(Code.UNIMPLEMENTED, "is not served here", "guided")
+_WITHDRAWN = Problem(Code.UNAVAILABLE, "the request was aborted")
 _log = structlog.get_logger()
 
 
@@ -69,7 +73,8 @@ class _Stop:
     """There is nothing more to wait for; the engine sends this to itself."""
 
 
-Inbox = asyncio.Queue[msg.Command | DrainTimeout | _Stop]
+_InboxItem = msg.Command | DrainTimeout | Compiled | MasksReady | _Stop
+Inbox = asyncio.Queue[_InboxItem]
 
 
 class Engine:
@@ -85,7 +90,10 @@ class Engine:
         profiler: Profiler,
         *,
         max_plan_ms: float = 4.0,
+        guides: Guides | None = None,
     ) -> None:
+        """`guides` None: no request has a guide."""
+        self._guides = guides
         self._max_plan_ms = max_plan_ms
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
@@ -144,7 +152,7 @@ class Engine:
         except Exception:  # of a core that has failed before: the process must end nevertheless
             internal_problem("requests were not ended")
 
-    def _handle_command(self, item: msg.Command | DrainTimeout | _Stop) -> None:
+    def _handle_command(self, item: _InboxItem) -> None:
         match item:
             case msg.Submit():
                 self._submit(item)
@@ -159,31 +167,75 @@ class Engine:
                 self._drain(item)
             case msg.StartProfile() | msg.StopProfile():
                 self._profiler.handle(item, self._sent[-1].step_id if self._sent else 0)
+            case Compiled():
+                self._take_compiled(item)
+            case MasksReady():
+                self._take_masks(item)
             case DrainTimeout():
                 self._give_up_all()
 
     # Requests
 
     def _submit(self, command: msg.Submit) -> None:
-        request, live = command.request, self._live
-        num_tokens = len(request.prompt_token_ids) * request.n
+        problem = self._refusal(command.request)
+        if problem is not None:
+            self._publish(msg.Refused(command.key, problem))
+        elif command.request.guide is None:
+            self._accept(command)
+        elif self._guides is None:
+            self._publish(msg.Refused(command.key, _NO_GUIDES))
+        else:
+            self._guides.compile(command)
+
+    def _take_compiled(self, compiled: Compiled) -> None:
+        """Goes on with a request that had to wait for its grammar."""
+        command, outcome = compiled.command, compiled.outcome
+        problem = outcome if isinstance(outcome, Problem) else self._refusal(command.request)
+        if problem is None and isinstance(outcome, Grammar):
+            self._accept(command, outcome)
+        elif problem is not None:
+            self._publish(msg.Refused(command.key, problem))
+
+    def _take_masks(self, ready: MasksReady) -> None:
+        """Lets guided sequences go on; ends those that cannot."""
+        for sequence_id, mask in ready.masks.items():
+            if not isinstance(mask, Problem):
+                if self._core is not None:
+                    self._core.set_mask(sequence_id, mask)
+            elif (request := self._live.by_sequence(sequence_id)) is not None:
+                self._fail(request, mask)
+
+    def _refusal(self, request: Request) -> Problem | None:
+        """Why a request is not accepted at the moment."""
+        live, num_tokens = self._live, len(request.prompt_token_ids) * request.n
         problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
         if self._live.has_id(request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
-        if problem is None:
-            assert self._core is not None
-            try:
-                sequence_ids = self._core.add_request(request, time.monotonic())
-            except RequestRefused as error:
-                problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
-            else:
-                self._live.add(command.key, request.request_id, sequence_ids, num_tokens)
-                self._publish(msg.Accepted(command.key, sequence_ids))
-                return
-        self._publish(msg.Refused(command.key, problem))
+        return problem
+
+    def _accept(self, command: msg.Submit, grammar: Grammar | None = None) -> None:
+        """Takes in a request that is not refused; `grammar` is that of its guide."""
+        assert self._core is not None
+        request = command.request
+        try:
+            sequence_ids = self._core.add_request(request, time.monotonic())
+        except RequestRefused as error:
+            problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
+            self._publish(msg.Refused(command.key, problem))
+            return
+        if grammar is not None and self._guides is not None:
+            mask = self._guides.add(sequence_ids, request, grammar)
+            for sequence_id in sequence_ids:
+                self._core.set_mask(sequence_id, mask)
+        self._live.add(
+            command.key, request.request_id, sequence_ids, len(request.prompt_token_ids) * request.n
+        )
+        self._publish(msg.Accepted(command.key, sequence_ids))
 
     def _abort(self, command: msg.Abort) -> None:
         request = self._live.by_key(command.key)
+        if self._guides is not None and self._guides.withdraw(command.key):
+            self._publish(msg.Refused(command.key, _WITHDRAWN))
         if request is not None:
             ids = request.sequence_ids
             self._end_sequences(
@@ -196,6 +248,7 @@ class Engine:
         for sequence_id in sequence_ids:
             if sequence_id in request.live:
                 self._core.abort(sequence_id)
+                self._forget_guide(sequence_id)
                 ended = self._live.end_sequence(sequence_id)
                 if ended is not None:
                     self._publish(StepBatch(time.monotonic(), ended=(ended,)))
@@ -205,8 +258,13 @@ class Engine:
         assert self._core is not None
         for sequence_id in request.live:
             self._core.abort(sequence_id)
+            self._forget_guide(sequence_id)
         self._live.end(request)
         self._publish(StepBatch(time.monotonic(), ended=(msg.Failed(request.key, problem),)))
+
+    def _forget_guide(self, sequence_id: int) -> None:
+        if self._guides is not None:
+            self._guides.forget(sequence_id)
 
     def _fail_all(self, problem: Problem) -> None:
         for request in self._live:
@@ -302,6 +360,8 @@ class Engine:
         if last:
             self._sent.popleft()
         update_seconds = time.monotonic() - resumed
+        if self._guides is not None:
+            self._guides.advance(outputs)
         self._times.add(report.timing, began - sent.time, sent.schedule_seconds + update_seconds)
         # Streams for a millisecond more or less do not matter.
         self._send_plans()
@@ -319,6 +379,7 @@ class Engine:
         ended, failed = [], []
         for index in outputs.finishes.nonzero()[0].tolist():
             sequence_id = int(outputs.sequence_ids[index])
+            self._forget_guide(sequence_id)
             if outputs.finishes[index] == Finish.FAILED:
                 row = int(report.result.rows[outputs.result_indices[index]])
                 failed.append((sequence_id, report.row_errors.get(row, "UNKNOWN")))
@@ -383,6 +444,8 @@ class Engine:
         """Goes on, or begins, with a new session."""
         session, now = event.session, time.monotonic()
         try:
+            if self._guides is not None:
+                self._guides.prepare(session.vocab_size)
             if self._core is None:
                 self._core = Scheduler(self._config, session)
                 lost = []

@@ -10,6 +10,8 @@ from scheduler_svc.config import SchedulerConfig
 from scheduler_svc.engine import Engine, EngineExit, Inbox
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.frontend import cancel_task
+from scheduler_svc.grammars import is_available
+from scheduler_svc.guides import Guides
 from scheduler_svc.link import ExecutorLink
 from scheduler_svc.local_api import LocalApi
 from scheduler_svc.messages import Event
@@ -60,6 +62,8 @@ class SchedulerServer:
             self.api = WorkerPool(config.listen, config.api_workers, flags, self._inbox.put_nowait)
         else:
             self.api = LocalApi(config.listen, model, self._inbox.put_nowait)
+        guides = Guides(model.tokenizer.to_json, model.eos_token_ids, self._inbox.put_nowait)
+        self._guides = guides if is_available() else None
         self._engine = Engine(
             config.core(hash_seed=secrets.randbits(64)),
             Admission(config.max_queue_size, config.max_queue_tokens),
@@ -68,6 +72,7 @@ class SchedulerServer:
             self.api.receive,
             Profiler(config.executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
+            guides=self._guides,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None
 
@@ -105,4 +110,6 @@ class SchedulerServer:
         await self.api.stop()
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
+        if self._guides is not None:
+            self._guides.close()
         await asyncio.to_thread(self._link.close)

@@ -27,6 +27,11 @@ class Tokenizer:
                 self.token_bytes[token_id] = b""
         self.max_token_bytes = max(map(len, self.raw_token_bytes), default=1)
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no special tokens are added, those in the text are recognised.
 

@@ -35,9 +35,6 @@ def check_names(request: pb.GenerateRequest) -> None:
     """Checks what is neither prompt nor parameter."""
     if len(request.request_id) > _MAX_REQUEST_ID_CHARACTERS:
         raise InvalidRequest("request_id", f"must have at most {_MAX_REQUEST_ID_CHARACTERS} characters")
-    guide = request.guided.WhichOneof("guide")
-    if guide is not None:
-        raise NotServed(f"guided.{guide}")
     if request.HasField("resume"):
         raise NotServed("resume")
 

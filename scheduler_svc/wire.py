@@ -102,6 +102,8 @@ def encode_plan(plan: StepPlan) -> pb.ExecuteRequest:
         message.starts.extend(map(_encode_start, plan.starts))
     for row, first, count, samples in plan.prefills:
         message.prefills.add(row=row, first_position=first, num_tokens=count, samples=samples)
+    for row, mask in plan.masks:
+        message.masks.add(row=row, **{mask.form.value: mask.data})
     return request
 
 

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from nanoserve.arrays import pack_int32
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
-from scheduler_svc.core.request import Request, Sampling
+from scheduler_svc.core.request import Guide, Request, Sampling
 from scheduler_svc.framing import FrameError
 
 _INT32 = np.dtype("<i4")
@@ -101,6 +101,7 @@ def _encode_request(request: Request) -> pb.Submit:
         end_token_ids=request.end_token_ids,
         priority=request.priority,
         cache_salt=request.cache_salt,
+        guide=None if request.guide is None else pb.Guide(kind=request.guide.kind, text=request.guide.text),
     )
 
 
@@ -125,4 +126,5 @@ def _decode_request(message: pb.Submit) -> Request:
         end_token_ids=tuple(message.end_token_ids),
         priority=message.priority,
         cache_salt=message.cache_salt,
+        guide=Guide(message.guide.kind, message.guide.text) if message.HasField("guide") else None,
     )

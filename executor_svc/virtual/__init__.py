@@ -5,7 +5,16 @@ Public, and free of torch: the scheduler core's tests and the simulator stand on
 because this package is all that the simulator may import of the executor.
 """
 
-from executor_svc.plan import Prefill, RowSampling, StartRow, Step, StepFailure, StepPlan, SubStepOutput
+from executor_svc.plan import (
+    Prefill,
+    RowMask,
+    RowSampling,
+    StartRow,
+    Step,
+    StepFailure,
+    StepPlan,
+    SubStepOutput,
+)
 from executor_svc.row_table import RowTable
 from executor_svc.runner import RunnerLimits
 from executor_svc.virtual.clock import Clock, InstantClock, RealClock
@@ -20,6 +29,7 @@ __all__ = [
     "InstantClock",
     "Prefill",
     "RealClock",
+    "RowMask",
     "RowSampling",
     "RowTable",
     "RunnerHooks",

@@ -2,7 +2,7 @@
 
 import os
 
-# Messages between scheduler and executor stay under 2 MiB; the link allows for results with log-probabilities.
+# Plans stay under 2 MiB, but for masks; the link allows for those, and for results with log-probabilities.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # What a client may send at once to the API, which answers RESOURCE_EXHAUSTED to more: a prompt of a million token ids
 # is under 4 MiB. Answers have the limit above.

@@ -118,6 +118,7 @@ class Draft:
             decode_row_steps=self.decode_row_steps,
             decode_ends=self.decode_ends,
             num_decode_steps=self.num_decode_steps,
+            masks=rows.masks(self._sampling_rows()) if rows.num_guided else [],
             packed_decode_rows=packed_rows,
         )
         if batch is None or self.prefills:
@@ -126,6 +127,10 @@ class Draft:
         return plan, PlannedStep(
             self.step_id, batch.rows, batch.incarnations, batch.steps, 1, 1, self.entries, steady
         )
+
+    def _sampling_rows(self) -> list[int]:
+        rows: list[int] = self.decode_rows.tolist()
+        return [chunk.row for chunk in self.prefills if chunk.samples] + rows
 
     def _planned(self, rows: RowTable) -> PlannedStep:
         all_rows, num_samples, every_row_samples = self.decode_rows, self.decode_row_steps, True

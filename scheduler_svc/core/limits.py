@@ -4,7 +4,7 @@ from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.request import Request, RequestRefused
 from scheduler_svc.core.step import Session
 
-# A plan is at most 2 MiB; this leaves room for what does not grow with the tokens of its starts.
+# A plan is at most 2 MiB, masks not counted; this leaves room for what does not grow with the tokens of its starts.
 MAX_START_BYTES = (2048 - 128) * 1024
 
 

@@ -84,7 +84,7 @@ class Planner:
         if not self._config.enable_kv_cache or not self._state.policy.may_decode(num_prefilling):
             return
         rows = table.decodable()
-        if num_prefilling:
+        if num_prefilling or (table.num_guided and table.is_guided[rows].any()):
             num_decode_steps = 1
         steps = table.ones[: len(rows)]
         if num_decode_steps > 1:
@@ -103,7 +103,7 @@ class Planner:
         draft.decode_ends = ends
         if num_decode_steps > 1:
             draft.num_decode_steps = int(steps.max())
-        elif not num_prefilling and table.version == self._last_version:
+        elif not num_prefilling and not table.num_guided and table.version == self._last_version:
             self._batch = SteadyBatch(table, rows, ends, self._limits.block_size)
         self._last_version = table.version
 
@@ -160,7 +160,7 @@ class Planner:
         """Starts waiting sequences in order, until one cannot be started now."""
         while self._state.rows.num_free and draft.num_tokens < self._limits.max_num_batched_tokens:
             sequence = self._state.waiting.head()
-            if sequence is None or sequence.last_step > self._state.last_result:
+            if sequence is None or sequence.last_step > self._state.last_result or sequence.lacks_mask:
                 return
             if not self._state.policy.may_start(self._state.num_on_rows):
                 return

@@ -32,6 +32,16 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Guide:
+    """What an output must look like. The core only waits for the masks that the shell makes of it."""
+
+    kind: str
+    """"json_schema", "regex", "choice" or "grammar"."""
+    text: str
+    """In the language of its kind; the texts of a choice as a JSON array."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A prompt, asked to be continued by `n` outputs, each of which becomes one sequence."""
 
@@ -52,6 +62,8 @@ class Request:
     """Higher runs first."""
     cache_salt: bytes = b""
     """Prefix blocks are shared only between requests of the same salt."""
+    guide: Guide | None = None
+    """Where there is one, no token is sampled before `Scheduler.set_mask` says which are allowed."""
 
 
 class Finish(IntEnum):

@@ -13,6 +13,7 @@ A row prefills while num_planned < prefill_end. After that, tokens num_known .. 
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler_svc.core.masks import RowMask
 from scheduler_svc.core.request import Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 
@@ -38,6 +39,11 @@ class RowTable:
         self.last_step: Int64Array = np.zeros(max_num_seqs, np.int64)
         self.is_padding: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
         """Rows that decode on after their sequence ended."""
+        self.num_guided = 0
+        """Rows that sample by masks, which the columns below are about."""
+        self.is_guided: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
+        self.has_mask: NDArray[np.bool_] = np.zeros(max_num_seqs, np.bool_)
+        """Guided rows that have the mask of the token behind their confirmed ones."""
         self.end_token_ids: Int32Array = np.full((max_num_seqs, _MIN_END_TOKENS), -1, np.int32)
         # By token id, how many rows it would end: in most steps that says at once that none of them ends.
         self._num_ended_by: Int32Array = np.zeros(vocab_size, np.int32)
@@ -70,6 +76,9 @@ class RowTable:
         self.capacity[row] = len(sequence.block_table) * self._block_size
         self.token_ids[row, :num_known] = sequence.token_ids
         self._set_end_tokens(row, sequence.request.end_token_ids)
+        if sequence.request.guide is not None:
+            self.num_guided += 1
+            self.is_guided[row], self.has_mask[row] = True, sequence.mask is not None
         return row
 
     def clear(self, sequence: Sequence) -> None:
@@ -81,6 +90,7 @@ class RowTable:
         sequence.row = -1
         self.sequences[row] = None
         self.is_padding[row] = False
+        self._unguide(row)
         self._count_end_tokens(row, -1)
         self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
         self._free.append(row)
@@ -94,6 +104,7 @@ class RowTable:
         self.version += 1
         self.is_padding[sequence.row] = True
         self.max_len[sequence.row] = max_len
+        self._unguide(sequence.row)
 
     def num_unused_slots(self) -> int:
         """Slots of the rows' blocks beyond what is computed or planned."""
@@ -116,10 +127,14 @@ class RowTable:
         return self.token_ids[row, :num_tokens].data.cast("B")
 
     def decodable(self) -> NDArray[np.intp]:
-        """Rows past their prefill that are not certain to end with the tokens in flight."""
+        """Rows past their prefill that are not certain to end with the tokens in flight, and know what is allowed."""
         planned = self.num_planned
         # A clear row has max_len 0, and so is in neither set.
-        return ((planned >= self.prefill_end) & (planned + 1 < self.max_len)).nonzero()[0]
+        decodable = (planned >= self.prefill_end) & (planned + 1 < self.max_len)
+        if self.num_guided:
+            # A guided row has one plan in flight, and the next one needs the mask that its result brings.
+            decodable &= ~self.is_guided | (self.has_mask & (planned < self.num_known))
+        return decodable.nonzero()[0]
 
     def num_at_capacity(self) -> int:
         """How many rows have no slot left; at most so many need blocks for one more token each."""
@@ -131,7 +146,25 @@ class RowTable:
         self.token_ids[rows, num_known] = token_ids
         num_known += 1
         self.num_known[rows] = num_known
+        if self.num_guided:
+            for row in rows[self.is_guided[rows]].tolist():
+                self.at(row).mask = None
+                self.has_mask[row] = False
         return num_known
+
+    def set_mask(self, row: int) -> None:
+        """The sequence of a guided row has got its mask."""
+        self.has_mask[row] = True
+
+    def masks(self, rows: list[int]) -> list[RowMask]:
+        """The masks of those of `rows` that are guided; each has its mask."""
+        masks = []
+        for row in rows:
+            mask = self.at(row).mask
+            if self.is_guided[row]:
+                assert mask is not None
+                masks.append(RowMask(row, mask))
+        return masks
 
     def token_starts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Where the tokens of each row begin; see `append`."""
@@ -161,6 +194,10 @@ class RowTable:
         columns = num_tokens[:, None] + np.arange(-self._block_size, 0)
         tokens: Int32Array = self.token_ids[rows[:, None], columns]
         return tokens.tobytes()
+
+    def _unguide(self, row: int) -> None:
+        self.num_guided -= int(self.is_guided[row])
+        self.is_guided[row] = self.has_mask[row] = False
 
     def _count_end_tokens(self, row: int, change: int) -> None:
         ends = self.end_token_ids[row]

@@ -13,6 +13,8 @@ come, except that a decoding sequence has one more token for each step planned f
   a request is accepted only if it fits when it is alone.
 * A start takes blocks for all the tokens it knows, so only decoding grows and may preempt, and that comes before
   anything is started: nothing in a plan is preempted by it.
+* A guided sequence samples only by the mask that the shell makes of its last confirmed token (`set_mask`): it is in
+  one plan at a time and left out of the others, while unguided ones keep their depth.
 * Most results end nothing, and nothing waits for them: then the next plan is the same before them as after, and the
   shell may have it first (`changes_plans`).
 
@@ -26,6 +28,7 @@ import numpy as np
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.confirmer import Confirmer
 from scheduler_svc.core.draft import Draft, PlannedStep
+from scheduler_svc.core.masks import TokenMask
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policy import POLICIES
 from scheduler_svc.core.request import Request
@@ -80,6 +83,17 @@ class Scheduler:
             self._state.live[sequence.sequence_id] = sequence
             self._state.waiting.push(sequence)
         return tuple(range(first, first + request.n))
+
+    def set_mask(self, sequence_id: int, mask: TokenMask) -> None:
+        """Tells which tokens a guided sequence may sample behind its confirmed ones; nothing where it is not live.
+
+        To be told once it is added, and again for each of its tokens that `update` makes known.
+        """
+        sequence = self._state.live.get(sequence_id)
+        if sequence is not None:
+            sequence.mask = mask
+            if sequence.row >= 0:
+                self._state.rows.set_mask(sequence.row)
 
     def abort(self, sequence_id: int) -> bool:
         """Ends a sequence; its row and blocks are free at once. False where it is not live."""

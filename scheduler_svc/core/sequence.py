@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduler_svc.core.masks import TokenMask
 from scheduler_svc.core.prefix_cache import CacheEntry
 from scheduler_svc.core.request import Finish, Int32Array, Request, sequence_seed
 
@@ -33,6 +34,8 @@ class Sequence:
     """The last step planned before it was preempted; it is not started again before that step's result."""
     was_started: bool = False
     num_preemptions: int = 0
+    mask: TokenMask | None = None
+    """Of a guided sequence: which tokens may come behind the confirmed ones; None until the shell has told."""
     num_prompt_positions_judged: int = 0
     """Prompt positions whose log-probabilities were reported, position 0, which has none, not counted."""
 
@@ -57,6 +60,11 @@ class Sequence:
         return self.num_prompt_tokens + self.request.max_tokens
 
     @property
+    def lacks_mask(self) -> bool:
+        """Whether the next token may not be sampled yet."""
+        return self.request.guide is not None and self.mask is None
+
+    @property
     def owes_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of the prompt are still to be reported; output 0 does it for all."""
         wanted = self.index == 0 and self.request.sampling.prompt_logprobs is not None
@@ -65,6 +73,7 @@ class Sequence:
     def append(self, token_id: int) -> Finish:
         """Takes a token that was in flight when the sequence was preempted; returns whether it ends it."""
         self.token_ids = np.append(self.token_ids, np.int32(token_id))
+        self.mask = None
         if token_id in self.request.end_token_ids:
             return Finish.STOP
         return Finish.LENGTH if len(self.token_ids) >= self.max_len else Finish.NONE

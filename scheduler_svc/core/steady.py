@@ -1,5 +1,6 @@
 """Steady decode: the same rows, step after step, as long as nothing starts, ends or is preempted.
 
+There is no steady batch while a row is guided, as such rows come and go with their masks.
 What the plans of such steps share is looked up once, and so is which rows fill a block in which of them.
 """
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler_svc.core.masks import RowMask
 from scheduler_svc.core.request import Int32Array, Int64Array, Sampling
 from scheduler_svc.core.sequence import Sequence
 
@@ -69,7 +70,8 @@ class SequenceStart(NamedTuple):
             block_table=list(sequence.block_table),
             sampling=sampling,
             seed=sequence.seed,
-            min_tokens=request.min_tokens,
+            # The masks of a guided sequence say when it may end.
+            min_tokens=request.min_tokens if request.guide is None else 0,
             end_token_ids=request.end_token_ids,
             is_restart=sequence.was_started,
             num_preemptions=sequence.num_preemptions,
@@ -104,6 +106,8 @@ class StepPlan:
     num_decode_steps: int
     packed_decode_rows: bytes | None = None
     """The decode rows as little-endian int32, where an earlier plan had the same."""
+    masks: list[RowMask] = field(default_factory=list)
+    """Of the guided rows that sample in the plan."""
 
     @property
     def num_tokens(self) -> int:

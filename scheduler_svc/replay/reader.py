@@ -117,7 +117,7 @@ class PlanView:
             decode_row_steps=steps or [num_decode_steps] * len(decode_rows),
             num_decode_steps=num_decode_steps,
             num_masks=len(plan.masks),
-            num_bytes=plan.ByteSize(),
+            num_bytes=plan.ByteSize() - sum(mask.ByteSize() for mask in plan.masks),
         )
 
     def sampling_rows(self, sub_step: int) -> list[int]:

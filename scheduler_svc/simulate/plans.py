@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from executor_svc.virtual import Prefill, RowSampling, RunnerLimits, StartRow, SubStepOutput
+from executor_svc.virtual import Prefill, RowMask, RowSampling, RunnerLimits, StartRow, SubStepOutput
 from executor_svc.virtual import StepPlan as ExecutorPlan
 from scheduler_svc.core.request import Sampling
 from scheduler_svc.core.step import PromptSlice, SequenceStart, Session, StepPlan, StepResult
@@ -22,8 +22,8 @@ def to_limits(session: Session) -> RunnerLimits:
     )
 
 
-def to_executor(plan: StepPlan) -> ExecutorPlan:
-    """A core's plan as the executor's."""
+def to_executor(plan: StepPlan, vocab_size: int = 0) -> ExecutorPlan:
+    """A core's plan as the executor's; `vocab_size` is needed where it has masks."""
     return ExecutorPlan(
         step_id=plan.step_id,
         release_rows=np.array(plan.release_rows, np.int32),
@@ -34,7 +34,7 @@ def to_executor(plan: StepPlan) -> ExecutorPlan:
         decode_rows=plan.decode_rows,
         decode_row_steps=plan.decode_row_steps,
         num_decode_steps=plan.num_decode_steps,
-        masks=(),
+        masks=tuple(RowMask(row, mask.allowed(vocab_size)) for row, mask in plan.masks),
     )
 
 

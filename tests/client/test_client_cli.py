@@ -65,6 +65,26 @@ def test_generate_sends_its_flags(address: str, servicer: fake_server.FakeServic
     ]
 
 
+def test_generate_sends_what_the_output_must_look_like(
+    address: str, servicer: fake_server.FakeServicer, tmp_path: Path
+) -> None:
+    file = tmp_path / "guide"
+    file.write_text('{"type": "null"}')
+    for flags in (
+        ["--regex=a*"],
+        ["--choice=a", "--choice=b"],
+        [f"--json-schema={file}"],
+        [f"--grammar={file}"],
+    ):
+        assert main(["generate", "x", "--server", address, *flags]) == 0
+    assert [request.guided for request in servicer.requests] == [
+        pb.GuidedParams(regex="a*"),
+        pb.GuidedParams(choice=pb.GuidedChoice(texts=["a", "b"])),
+        pb.GuidedParams(json_schema='{"type": "null"}'),
+        pb.GuidedParams(grammar='{"type": "null"}'),
+    ]
+
+
 def test_generate_can_send_a_chat_and_read_stdin(
     address: str, servicer: fake_server.FakeServicer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +123,8 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path, out: pytest.C
         (["generate", "x", "--bogus"], "--bogus"),
         (["generate", "x", "--top-k", "many"], "--top-k"),
         (["generate", "x", "--logprobs", "2"], "--logprobs"),
+        (["generate", "x", "--regex", "a", "--choice", "b"], "--choice"),
+        (["generate", "x", "--json-schema", "/no/such/file"], "--json-schema"),
         (["serve", "--log-level", "loud"], "--log-level"),
         (["serve", "--bogus=1"], "--bogus=1"),
         (["serve", "--block", "8"], "--block"),

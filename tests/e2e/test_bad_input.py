@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanoserve.checkpoint import demo_checkpoint
-from nanoserve_client import ApiError, Client, InvalidArgument, NotFound, Unimplemented
+from nanoserve_client import ApiError, Client, InvalidArgument, NotFound
 from nanoserve_client.options import Guided
 from nanoserve_client.supervisor import LocalServer
 
@@ -36,7 +36,8 @@ BAD_REQUESTS = [
     ("output.prompt_logprobs", "hi", {"prompt_logprobs": -1}, InvalidArgument),
     ("model", "hi", {"model": "no such model"}, NotFound),
     ("prompt", [1] * 2048, {}, InvalidArgument),
-    ("guided", "hi", {"guided": Guided(regex="a*")}, Unimplemented),
+    ("guided.regex", "hi", {"guided": Guided(regex="(a")}, InvalidArgument),
+    ("stop.ignore_eos", "hi", {"guided": Guided(regex="a"), "ignore_eos": True}, InvalidArgument),
 ]
 
 

@@ -73,8 +73,6 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("output.prompt_logprobs", "x", {"prompt_logprobs": -1}),
 ]
 NOT_SERVED: list[tuple[str, dict[str, Any]]] = [
-    ("guided.regex", {"guided": pb.GuidedParams(regex="a")}),
-    ("guided.choice", {"guided": pb.GuidedParams(choice=pb.GuidedChoice(texts=["a"]))}),
     ("resume", {"resume": pb.ResumeParams(seed=1)}),
 ]
 

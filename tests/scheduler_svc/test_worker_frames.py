@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanoserve.profiles import Profile, Span
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
-from scheduler_svc.core.request import Finish, Request, Sampling
+from scheduler_svc.core.request import Finish, Guide, Request, Sampling
 from scheduler_svc.framing import MAX_FRAME_BYTES, FrameError, FrameReader, frame
 from scheduler_svc.worker_commands import decode_command, decode_frame, encode_command
 from scheduler_svc.worker_events import decode_event, encode_event
@@ -49,6 +49,7 @@ def requests(draw: Any) -> Request:
         end_token_ids=tuple(draw(st.lists(COUNTS, max_size=4))),
         priority=draw(INT32),
         cache_salt=draw(st.binary(max_size=8)),
+        guide=draw(st.none() | st.builds(Guide, st.sampled_from(["regex", "choice"]), st.text(max_size=9))),
     )
 
 

@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, options_from
-from nanoserve_client.options import GenerateOptions, Message, Prompt
+from nanoserve_client.options import GenerateOptions, Guided, Message, Prompt
 from nanoserve_client.results import Completion, Delta
 from nanoserve_client.sync_client import Client
 
@@ -25,13 +26,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     add_option_arguments(parser)
+    _add_guide_arguments(parser)
+
+
+def _add_guide_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the output must look like").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", help="JSON of the schema in this file; - is stdin")
+    group.add_argument("--regex", metavar="REGEX", help="text that this matches as a whole")
+    group.add_argument(
+        "--choice", action="append", metavar="TEXT", help="one of these texts; given once for each"
+    )
+    group.add_argument("--grammar", metavar="FILE", help="text of the Lark grammar in this file; - is stdin")
+
+
+def _guide(arguments: argparse.Namespace) -> Guided | None:
+    """What the flags say of the output's form; a file that cannot be read ends the process."""
+    given = {name: getattr(arguments, name) for name in ("json_schema", "regex", "choice", "grammar")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() & {"json_schema", "grammar"}:
+        try:
+            given[name] = sys.stdin.read() if given[name] == "-" else Path(given[name]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            arguments.parser.error(f"--{name.replace('_', '-')}: {error}")
+    return Guided(**given) if given else None
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the text as it comes; several outputs, and JSON, when they are whole."""
     if arguments.logprobs is not None and not arguments.json:
         arguments.parser.error("--logprobs: only --json prints them")
-    options = dataclasses.replace(options_from(arguments), n=arguments.n, logprobs=arguments.logprobs)
+    options = dataclasses.replace(
+        options_from(arguments), n=arguments.n, logprobs=arguments.logprobs, guided=_guide(arguments)
+    )
     with Client(arguments.server) as client:
         if arguments.json or (arguments.n or 1) > 1:
             completion = client.generate(_prompt(arguments), options=options, timeout=arguments.timeout)

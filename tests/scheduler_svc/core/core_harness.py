@@ -105,7 +105,7 @@ class Harness:
         if plan is not None:
             assert plan.num_tokens <= self.config.max_num_batched_tokens * plan.num_decode_steps
             self.plans.append(plan)
-            outputs = self.executor.apply(to_executor(plan))
+            outputs = self.executor.apply(to_executor(plan, self.session.vocab_size))
             assert len(outputs) == plan.num_decode_steps
             for sub_step, output in enumerate(outputs):
                 last = sub_step == len(outputs) - 1

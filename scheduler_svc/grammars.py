@@ -1,0 +1,126 @@
+"""Grammars of guided requests, compiled and followed by llguidance, which the extra `guided` installs.
+
+    GrammarError              what the client is told of a guide that cannot be served
+All work is bounded: a grammar's text by the API, its size and the effort of each step by LLParserLimits. llguidance
+works with the interpreter lock released, and reports what goes wrong as a state of the matcher.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from scheduler_svc.core.request import Guide
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+EXTRA = "guided"
+# Of lexer states, 1 to 2 KiB each, and of symbols: what one grammar may come to.
+_MAX_LEXER_STATES = 50_000
+_MAX_GRAMMAR_SIZE = 100_000
+_MAX_CACHED_GRAMMARS = 128
+_MAX_ERROR_CHARACTERS = 160
+# A model that may put any white space between tokens of JSON may do so for ever.
+_JSON_OPTIONS: Any = {"whitespace_pattern": "[ ]?"}
+
+
+class GrammarError(Exception):
+    """A guide that is malformed, too large, or matches nothing."""
+
+
+def is_available() -> bool:
+    """Whether llguidance is installed."""
+    return find_spec("llguidance") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled guide."""
+
+    matcher: "LLMatcher"
+    """In its first state; to be copied."""
+    bits: bytes
+    """One bit a token that may come first, ceil(vocab_size / 8) bytes, least significant first."""
+
+
+class GrammarCompiler:
+    """Compiles guides for one tokenizer, and remembers those of late. May be used by several threads."""
+
+    def __init__(self, tokenizer: str, eos_token_ids: Sequence[int], vocab_size: int) -> None:
+        """`tokenizer` is the text of a tokenizer.json; the masks have `vocab_size` bits."""
+        from llguidance import LLParserLimits, LLTokenizer
+
+        self._vocab_size = vocab_size
+        eos = [token_id for token_id in eos_token_ids if token_id < vocab_size]
+        self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=eos)
+        self._limits = LLParserLimits(
+            max_lexer_states=_MAX_LEXER_STATES, max_grammar_size=_MAX_GRAMMAR_SIZE, verbose_errors=False
+        )
+        self._cache: OrderedDict[Guide, Grammar] = OrderedDict()
+        self._lock = Lock()
+
+    def cached(self, guide: Guide) -> Grammar | None:
+        """The grammar of a guide that was compiled of late."""
+        with self._lock:
+            grammar = self._cache.get(guide)
+            if grammar is not None:
+                self._cache.move_to_end(guide)
+            return grammar
+
+    def compile(self, guide: Guide) -> Grammar:
+        """The grammar of a guide; GrammarError where it has none."""
+        from llguidance import LLMatcher
+
+        grammar = self.cached(guide)
+        if grammar is not None:
+            return grammar
+        matcher = LLMatcher(self._tokenizer, _source(guide), log_level=0, limits=self._limits)
+        grammar = Grammar(matcher, next_tokens(matcher, self._vocab_size))
+        with self._lock:
+            self._cache[guide] = grammar
+            if len(self._cache) > _MAX_CACHED_GRAMMARS:
+                self._cache.popitem(last=False)
+        return grammar
+
+
+def next_tokens(matcher: "LLMatcher", vocab_size: int) -> bytes:
+    """Which tokens may come next, as in Grammar.bits. GrammarError where the matcher has failed or none may come."""
+    bits = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        raise GrammarError(_one_line(matcher.get_error()))
+    size = -(-vocab_size // 8)
+    bits = bits[:size]
+    if vocab_size % 8:
+        bits = bits[:-1] + bytes([bits[-1] & ((1 << vocab_size % 8) - 1)])
+    if not any(bits):
+        raise GrammarError("no text can follow")
+    return bits
+
+
+def _source(guide: Guide) -> str:
+    """A guide in llguidance's own language."""
+    from llguidance import LLMatcher
+
+    try:
+        match guide.kind:
+            case "json_schema":
+                return LLMatcher.grammar_from_json_schema(guide.text, _JSON_OPTIONS)
+            case "regex":
+                return LLMatcher.grammar_from_regex(guide.text)
+            case "choice":
+                texts = (json.dumps(text, ensure_ascii=False) for text in json.loads(guide.text))
+                return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
+            case _:
+                return LLMatcher.grammar_from_lark(guide.text)
+    except ValueError as error:
+        raise GrammarError(_one_line(str(error))) from error
+
+
+def _one_line(text: str) -> str:
+    if text.startswith("NoExtension"):
+        return "no text can match"
+    return " ".join(text.replace("<non-verbose/>", "").split())[:_MAX_ERROR_CHARACTERS]

@@ -1,0 +1,207 @@
+"""The engine's guided sequences: grammars compiled and masks computed in threads, never on the engine's loop."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scheduler_svc import messages as msg
+from scheduler_svc.core.masks import TokenMask
+from scheduler_svc.core.request import Finish, Request
+from scheduler_svc.core.step import StepOutputs
+from scheduler_svc.errors import internal_problem
+from scheduler_svc.grammars import Grammar, GrammarCompiler, GrammarError, next_tokens
+from scheduler_svc.messages import Code, Problem
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+_COMPILE_SECONDS = 2.0
+_NUM_COMPILE_THREADS = 2
+_MAX_COMPILING = 256
+# Many times what a mask takes.
+_SLOW_SECONDS = 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A request's guide is compiled, or cannot be."""
+
+    command: msg.Submit
+    outcome: Grammar | Problem
+
+
+@dataclass(frozen=True, slots=True)
+class MasksReady:
+    """What guided sequences may sample next, by sequence id; a Problem for one that cannot go on."""
+
+    masks: dict[int, TokenMask | Problem]
+
+
+@dataclass(slots=True)
+class _GuidedSequence:
+    """How far a sequence has got in its grammar. Touched by one thread at a time: its masks come one by one."""
+
+    request: Request
+    matcher: "LLMatcher"
+    num_tokens: int = 0
+    is_slow: bool = False
+    """Whether its last mask took so long that those of others must not wait for its next."""
+
+    def mask(self, bits: bytes, vocab_size: int) -> TokenMask:
+        """The mask of tokens that the grammar allows; below min_tokens no end, unless there is nothing else."""
+        if self.num_tokens < self.request.min_tokens:
+            without = bytearray(bits)
+            for token_id in self.request.end_token_ids:
+                without[token_id // 8] &= ~(1 << token_id % 8)
+            if any(without):
+                bits = bytes(without)
+        return TokenMask.smallest(bits, vocab_size)
+
+    def advance(self, token_id: int, vocab_size: int) -> TokenMask | Problem:
+        """Takes in a sampled token; returns what may come next."""
+        begun = time.perf_counter()
+        self.num_tokens += 1
+        self.matcher.consume_token(token_id)
+        try:
+            return self.mask(next_tokens(self.matcher, vocab_size), vocab_size)
+        except GrammarError as error:
+            description = f"the guide could not be followed any further: {error}"
+            return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
+        finally:
+            self.is_slow = time.perf_counter() - begun > _SLOW_SECONDS
+
+
+@dataclass(slots=True)
+class Guides:
+    """See the module's docstring. `post` gets Compiled and MasksReady, on the loop."""
+
+    tokenizer: Callable[[], str]
+    """Reads the text of tokenizer.json."""
+    eos_token_ids: Sequence[int]
+    post: Callable[[Compiled | MasksReady], None]
+    _vocab_size: int = 0
+    _compiler: "asyncio.Future[GrammarCompiler] | None" = None
+    _compiling: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    """By the key of the request."""
+    _sequences: dict[int, _GuidedSequence] = field(default_factory=dict)
+    _compile_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_NUM_COMPILE_THREADS, "compile-grammar")
+    )
+    _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "token-masks"))
+    _slow_mask_thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "slow-token-masks")
+    )
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def prepare(self, vocab_size: int) -> None:
+        """Begins to make ready for guides; again where the size of the vocabulary has changed."""
+        if vocab_size != self._vocab_size:
+            self._vocab_size = vocab_size
+            loop = asyncio.get_running_loop()
+            self._compiler = loop.run_in_executor(self._compile_threads, self._make_compiler, vocab_size)
+
+    def _make_compiler(self, vocab_size: int) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer(), self.eos_token_ids, vocab_size)
+
+    def close(self) -> None:
+        """Gives up what is being compiled or computed."""
+        for task in (*self._compiling.values(), *self._tasks):
+            task.cancel()
+        for threads in (self._compile_threads, self._mask_thread, self._slow_mask_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    # Compiling
+
+    def compile(self, command: msg.Submit) -> None:
+        """Begins to compile the guide of a request; Compiled tells the outcome."""
+        if len(self._compiling) >= _MAX_COMPILING:
+            problem = Problem(Code.RESOURCE_EXHAUSTED, "too many grammars are being compiled", "guided", 1.0)
+            self.post(Compiled(command, problem))
+            return
+        self._compiling[command.key] = asyncio.ensure_future(self._compile(command))
+
+    def withdraw(self, key: int) -> bool:
+        """Gives up compiling for a request; False where it was not compiling."""
+        task = self._compiling.pop(key, None)
+        if task is not None:
+            task.cancel()
+        return task is not None
+
+    async def _compile(self, command: msg.Submit) -> None:
+        guide, compiler = command.request.guide, self._compiler
+        assert guide is not None
+        assert compiler is not None
+        field_name = f"guided.{guide.kind}"
+        loop = asyncio.get_running_loop()
+        outcome: Grammar | Problem
+        try:
+            ready = await asyncio.shield(compiler)
+            compiling = loop.run_in_executor(self._compile_threads, ready.compile, guide)
+            outcome = await asyncio.wait_for(compiling, _COMPILE_SECONDS)
+        except GrammarError as error:
+            outcome = Problem(Code.INVALID_ARGUMENT, str(error), field_name)
+        except TimeoutError:
+            outcome = Problem(Code.INVALID_ARGUMENT, "takes too long to compile", field_name)
+        except Exception:
+            outcome = internal_problem("a grammar was not compiled")
+        if self._compiling.pop(command.key, None) is not None:
+            self.post(Compiled(command, outcome))
+
+    # Following
+
+    def add(self, sequence_ids: Sequence[int], request: Request, grammar: Grammar) -> TokenMask:
+        """Takes in a request's sequences; returns the mask of the first token of each."""
+        for sequence_id in sequence_ids:
+            self._sequences[sequence_id] = _GuidedSequence(request, grammar.matcher.deep_copy())
+        return self._sequences[sequence_ids[0]].mask(grammar.bits, self._vocab_size)
+
+    def forget(self, sequence_id: int) -> None:
+        """A sequence has ended; nothing where it is not guided."""
+        self._sequences.pop(sequence_id, None)
+
+    def advance(self, outputs: StepOutputs) -> None:
+        """Begins to compute the masks behind the tokens of guided sequences that go on; MasksReady tells them."""
+        if not self._sequences:
+            return
+        steps = [
+            (sequence_id, self._sequences[sequence_id], token_id)
+            for sequence_id, token_id, finish in zip(
+                outputs.sequence_ids.tolist(),
+                outputs.token_ids.tolist(),
+                outputs.finishes.tolist(),
+                strict=True,
+            )
+            if finish == Finish.NONE and sequence_id in self._sequences
+        ]
+        slow = [step for step in steps if step[1].is_slow]
+        quick = [step for step in steps if not step[1].is_slow] if slow else steps
+        for thread, some in ((self._mask_thread, quick), (self._slow_mask_thread, slow)):
+            if some:
+                task = asyncio.ensure_future(self._advance(thread, some))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _advance(
+        self, thread: ThreadPoolExecutor, steps: list[tuple[int, _GuidedSequence, int]]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        masks: dict[int, TokenMask | Problem]
+        try:
+            masks = await loop.run_in_executor(thread, _advance_all, steps, self._vocab_size)
+        except Exception:
+            problem = internal_problem("masks were not computed")
+            masks = {sequence_id: problem for sequence_id, _, _ in steps}
+        self.post(MasksReady(masks))
+
+
+def _advance_all(
+    steps: list[tuple[int, _GuidedSequence, int]], vocab_size: int
+) -> dict[int, TokenMask | Problem]:
+    return {sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps}
+
+
+def _kind(request: Request) -> str:
+    return request.guide.kind if request.guide is not None else ""
