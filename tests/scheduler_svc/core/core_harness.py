@@ -4,6 +4,7 @@ The executor applies each plan when it is made, as a real one would in order; th
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -81,6 +82,8 @@ class Harness:
         self.now = 0.0
         self.num_plans_ahead = 0
         """Plans made before the result that came at that time was taken in."""
+        self.watch: Callable[[StepPlan], None] | None = None
+        """Told of every plan, before anything else happens."""
 
     def _new_executor(self) -> VirtualExecutor:
         return VirtualExecutor(to_limits(self.session))
@@ -105,6 +108,8 @@ class Harness:
         if plan is not None:
             assert plan.num_tokens <= self.config.max_num_batched_tokens * plan.num_decode_steps
             self.plans.append(plan)
+            if self.watch is not None:
+                self.watch(plan)
             outputs = self.executor.apply(to_executor(plan, self.session.vocab_size))
             assert len(outputs) == plan.num_decode_steps
             for sub_step, output in enumerate(outputs):

@@ -75,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.block_salts: dict[int, bytes] = {}
         """Of the requests that last wrote each block."""
         self.harness = Harness(config, **sizes, max_num_batched_tokens=40)
+        self.harness.watch = self.note
         self.num_sessions = 1
 
     @rule(batch=st.lists(requests, min_size=1, max_size=4))
@@ -91,10 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(num_decode_steps=st.sampled_from([1, 1, 2, 4]), count=st.integers(1, 4))
     def plan(self, num_decode_steps: int, count: int) -> None:
         for _ in range(count):
-            plan = self.harness.plan(num_decode_steps)
-            if plan is not None:
-                self.note_starts(plan)
-                self.note_salts(plan)
+            self.harness.plan(num_decode_steps)
 
     @precondition(lambda self: self.harness.under_way)
     @rule(count=st.integers(1, 6))
@@ -119,9 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(num_decode_steps=st.sampled_from([1, 1, 4]), count=st.integers(1, 6))
     def plan_ahead_of_results(self, num_decode_steps: int, count: int) -> None:
         for _ in range(min(count, len(self.harness.under_way))):
-            _, plan = self.harness.deliver_and_plan(num_decode_steps, ahead=True)
-            if plan is not None:
-                self.note_starts(plan)
+            self.harness.deliver_and_plan(num_decode_steps, ahead=True)
 
     @rule()
     def lose_the_session_and_keep_the_instance(self) -> None:
@@ -151,6 +147,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         stats = self.harness.core.stats()
         assert self.harness.core.reset_prefix_cache() >= stats.num_cached_blocks
         assert self.harness.core.stats().num_cached_blocks == 0
+
+    def note(self, plan: StepPlan) -> None:
+        self.note_starts(plan)
+        self.note_salts(plan)
 
     def note_starts(self, plan: StepPlan) -> None:
         """Within a class, sequences start in the order of their arrival: nobody is passed over."""
