@@ -37,6 +37,8 @@ class SchedulerConfig(SchedulingFlags):
     take_over: bool = False
     record: str | None = None
     """Where to write every session, plan and result; None: nowhere."""
+    metrics_listen: str | None = None
+    """Where Prometheus may read metrics over HTTP, host:port; None: nowhere."""
     insecure: bool = False
     api_workers: int = 0
     """Processes that serve the API; 0: the scheduler's own process does."""
@@ -46,6 +48,10 @@ class SchedulerConfig(SchedulingFlags):
         SchedulingFlags.__post_init__(self)
         check_address("--listen", self.listen)
         check_address("--executor", self.executor)
+        if self.metrics_listen is not None:
+            check_address("--metrics-listen", self.metrics_listen)
+            if self.metrics_listen.startswith("unix:"):
+                raise ValueError("--metrics-listen: must be host:port")
         require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""
         require("served_model_name", named, "must not be empty", self)
@@ -96,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
     _add(parser, "record", "write every session, plan and result to this file", metavar="F")
+    metrics = "serve metrics to Prometheus over HTTP at host:port (default: nowhere)"
+    _add(parser, "metrics_listen", metrics, metavar="ADDR")
     levels = f"{{{','.join(_LOG_LEVELS)}}}"
     _add(parser, "log_level", "least severe log lines to write", metavar=levels)
     group = parser.add_argument_group("scheduling")

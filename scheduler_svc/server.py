@@ -2,8 +2,11 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
+
+import structlog
 
 from scheduler_svc.admission import Admission
 from scheduler_svc.config import SchedulerConfig
@@ -14,10 +17,13 @@ from scheduler_svc.grammars import is_available
 from scheduler_svc.guides import Guides
 from scheduler_svc.link import ExecutorLink
 from scheduler_svc.local_api import LocalApi
-from scheduler_svc.messages import Event
+from scheduler_svc.messages import Command, Event
+from scheduler_svc.metrics_server import MetricsServer
 from scheduler_svc.model import Model
 from scheduler_svc.profiler import Profiler
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
+
+_log = structlog.get_logger()
 
 
 class Api(Protocol):
@@ -56,12 +62,17 @@ class SchedulerServer:
             loss_timeout=config.executor_loss_timeout,
             record=Path(config.record) if config.record else None,
         )
+        submit: Callable[[Command], None] = self._inbox.put_nowait
+        self._metrics: MetricsServer | None = None
+        if config.metrics_listen is not None:
+            self._metrics = MetricsServer(config.metrics_listen, model.name, submit)
+            submit = self._metrics.submit
         self.api: Api
         if config.api_workers:
             flags = WorkerFlags(model.folder, model.name, config.log_level)
-            self.api = WorkerPool(config.listen, config.api_workers, flags, self._inbox.put_nowait)
+            self.api = WorkerPool(config.listen, config.api_workers, flags, submit)
         else:
-            self.api = LocalApi(config.listen, model, self._inbox.put_nowait)
+            self.api = LocalApi(config.listen, model, submit)
         guides = Guides(model.tokenizer.to_json, model.eos_token_ids, self._inbox.put_nowait)
         self._guides = guides if is_available() else None
         self._engine = Engine(
@@ -69,7 +80,7 @@ class SchedulerServer:
             Admission(config.max_queue_size, config.max_queue_tokens),
             self._inbox,
             self._link,
-            self.api.receive,
+            self._publish if self._metrics is not None else self.api.receive,
             Profiler(config.executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
             guides=self._guides,
@@ -81,8 +92,14 @@ class SchedulerServer:
         """Set once health is SERVING for the first time."""
         return self.api.serving
 
+    def _publish(self, event: Event) -> None:
+        if self._metrics is None or self._metrics.receive(event):
+            self.api.receive(event)
+
     async def start(self) -> str:
         """Listens, and begins to look for the executor; returns the address. ValueError where it cannot listen."""
+        if self._metrics is not None:
+            _log.info("metrics_listening", address=self._metrics.start())
         address = await self.api.start()
         self._engine_task = asyncio.ensure_future(self._engine.run())
         return address
@@ -108,6 +125,8 @@ class SchedulerServer:
     async def stop(self) -> None:
         """Lets streams be read to their ends, then closes everything."""
         await self.api.stop()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
         if self._guides is not None:

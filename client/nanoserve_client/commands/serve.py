@@ -70,6 +70,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--executor-loss-timeout", "SECONDS"),
     ServiceFlag("--drain-timeout", "SECONDS"),
     ServiceFlag("--record", "F"),
+    ServiceFlag("--metrics-listen", "ADDR"),
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
