@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint protos bench bench-scheduler bench-gpu serve clean
+.PHONY: demo test lint protos bench bench-scheduler bench-gpu check-gpu serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,15 @@ bench-scheduler: $(INSTALLED)  ## The scheduler core alone, and its side of a st
 
 bench-gpu: $(INSTALLED)  ## Every target on this machine's GPU, both model shapes, through both services
 	$(BIN)/python benchmarks/targets.py --shapes 0.6b,14b --out targets.json
+
+# The kernels whose programs work together or load ahead; all shapes of their tests.
+KERNEL_TESTS := $(addprefix tests/executor_svc/kernels/test_, decode_attention.py prefill_attention.py small_linear.py)
+
+check-gpu: $(INSTALLED)  ## What only a GPU can show: its tests, all kernels' tests there, and these under compute-sanitizer
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/executor_svc/kernels
+	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --target-processes all --error-exitcode 9 \
+	  $(BIN)/python -m pytest -q -x $(KERNEL_TESTS) -k "(sees or shares or whole or bits) and not cover" || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
