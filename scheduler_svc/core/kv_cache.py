@@ -27,7 +27,7 @@ class KVCache:
             return []
         max_blocks = (len(sequence.token_ids) - 1) // self._block_size
         salt = sequence.request.cache_salt
-        return self.prefixes.find(sequence.token_ids.astype("<i4").tobytes(), salt, max_blocks)
+        return self.prefixes.find(sequence.token_ids.astype("<i4", copy=False).tobytes(), salt, max_blocks)
 
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
