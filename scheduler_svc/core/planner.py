@@ -7,7 +7,7 @@ from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import Draft
 from scheduler_svc.core.limits import MAX_START_BYTES
 from scheduler_svc.core.prefix_cache import CacheEntry
-from scheduler_svc.core.request import Int32Array, Int64Array
+from scheduler_svc.core.request import ONE, Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.steady import SteadyBatch
@@ -51,7 +51,7 @@ class Planner:
         batch, table = self._batch, self._state.rows
         if batch is None or batch.version != table.version or not batch.num_steps_left:
             return False
-        ends = batch.ends + 1
+        ends = batch.ends + ONE
         full = batch.filled()
         if len(full):
             rows, needed = batch.rows[full], ends[full]

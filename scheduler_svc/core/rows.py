@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_svc.core.masks import RowMask
-from scheduler_svc.core.request import Int32Array, Int64Array
+from scheduler_svc.core.request import ONE, Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 
 _MIN_END_TOKENS = 4
@@ -180,7 +180,7 @@ class RowTable:
     ) -> None:
         """Like `confirm`, for rows of which it is known where their tokens are and how many there are."""
         self._flat_token_ids[token_starts + num_known] = token_ids
-        self.num_known[rows] = num_known + 1
+        self.num_known[rows] = num_known + ONE
 
     def ended(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.intp]:
         """Where among `rows` the token of `token_ids` ends the row's sequence."""
