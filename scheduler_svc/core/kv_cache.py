@@ -31,8 +31,11 @@ class KVCache:
 
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
+        num_blocks, num_available = self._limits.blocks_to_start(num_tokens), self.pool.num_available
+        if num_blocks <= num_available:
+            return True  # even if nobody holds a hit
         num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
-        return self._limits.blocks_to_start(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
+        return num_blocks - len(hits) <= num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
         """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""

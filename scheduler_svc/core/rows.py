@@ -91,7 +91,7 @@ class RowTable:
         self.sequences[row] = None
         self.is_padding[row] = False
         self._unguide(row)
-        self._count_end_tokens(row, -1)
+        self._count_end_tokens(sequence.request.end_token_ids, -1)
         self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
         self._free.append(row)
 
@@ -199,10 +199,10 @@ class RowTable:
         self.num_guided -= int(self.is_guided[row])
         self.is_guided[row] = self.has_mask[row] = False
 
-    def _count_end_tokens(self, row: int, change: int) -> None:
-        ends = self.end_token_ids[row]
-        # Twice the same token counts twice, both ways. No token beyond the vocabulary is ever sampled.
-        np.add.at(self._num_ended_by, ends[(ends >= 0) & (ends < len(self._num_ended_by))], change)
+    def _count_end_tokens(self, end_token_ids: tuple[int, ...], change: int) -> None:
+        for token_id in end_token_ids:
+            if 0 <= token_id < len(self._num_ended_by):  # no other is ever sampled
+                self._num_ended_by[token_id] += change
 
     def _set_end_tokens(self, row: int, end_token_ids: tuple[int, ...]) -> None:
         count, width = len(end_token_ids), self.end_token_ids.shape[1]
@@ -211,4 +211,4 @@ class RowTable:
             self.end_token_ids = np.concatenate([self.end_token_ids, more], axis=1)
         self.end_token_ids[row] = -1
         self.end_token_ids[row, :count] = end_token_ids
-        self._count_end_tokens(row, 1)
+        self._count_end_tokens(end_token_ids, 1)
