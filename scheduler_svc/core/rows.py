@@ -26,6 +26,7 @@ class RowTable:
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
         self._block_size = block_size
+        self._last_block = np.arange(-block_size, 0)
         self.version = 0
         """Changes whenever a sequence takes a row or leaves it, or begins to pad."""
         self.incarnation: Int64Array = np.zeros(max_num_seqs, np.int64)
@@ -191,9 +192,8 @@ class RowTable:
 
     def block_tokens(self, rows: NDArray[np.intp], num_tokens: Int64Array) -> bytes:
         """The last block's worth of each row's first `num_tokens`, as little-endian int32, row by row."""
-        columns = num_tokens[:, None] + np.arange(-self._block_size, 0)
-        tokens: Int32Array = self.token_ids[rows[:, None], columns]
-        return tokens.tobytes()
+        ends = self.token_starts(rows) + num_tokens
+        return self._flat_token_ids.take(ends[:, None] + self._last_block).tobytes()
 
     def _unguide(self, row: int) -> None:
         self.num_guided -= int(self.is_guided[row])
