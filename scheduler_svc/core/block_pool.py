@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class BlockPool:
-    """Reference counts of blocks 1 to `num_blocks` - 1."""
+    """Blocks 1 to `num_blocks` - 1."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_total = num_blocks - 1
-        self._num_holders = [0] * num_blocks
         self._free = deque(range(1, num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._num_others: dict[int, int] = {}
+        """By block that is shared, how many hold it besides the first."""
 
     @property
     def num_free(self) -> int:
@@ -43,46 +44,48 @@ class BlockPool:
         return self.num_total - self.num_available
 
     def num_holders(self, block: int) -> int:
-        """How many sequences hold the block."""
-        return self._num_holders[block]
+        """How many sequences hold the block, which is not free."""
+        return 0 if block in self._cached else 1 + self._num_others.get(block, 0)
 
     def num_cached_of(self, blocks: Sequence[int]) -> int:
         """How many of the blocks nobody holds."""
-        return [self._num_holders[block] for block in blocks].count(0)
+        cached = self._cached
+        return [block in cached for block in blocks].count(True)
 
     def allocate(self, num_blocks: int, on_evict: Callable[[int], None]) -> list[int]:
         """Gives out blocks, held once each: free ones first, then cached ones, which `on_evict` is told of.
 
         The caller has checked `num_available`.
         """
-        free, num_holders = self._free, self._num_holders
+        free = self._free
         blocks = [free.popleft() for _ in range(min(num_blocks, len(free)))]
         while len(blocks) < num_blocks:
             block, _ = self._cached.popitem(last=False)
             on_evict(block)
             blocks.append(block)
-        for block in blocks:
-            num_holders[block] = 1
         return blocks
 
     def hold(self, blocks: Iterable[int]) -> None:
         """Adds a holder to each block; they are held or cached."""
-        num_holders = self._num_holders
+        cached, num_others = self._cached, self._num_others
         for block in blocks:
-            if num_holders[block] == 0:
-                del self._cached[block]
-            num_holders[block] += 1
+            if block in cached:
+                del cached[block]
+            else:
+                num_others[block] = num_others.get(block, 0) + 1
 
     def release(self, blocks: Iterable[int], is_cached: Callable[[int], bool]) -> None:
         """Takes a holder from each block; those left without any become cached or free, as `is_cached` says."""
-        num_holders = self._num_holders
+        cached, num_others = self._cached, self._num_others
         for block in blocks:
-            num_holders[block] -= 1
-            if num_holders[block] == 0:
-                if is_cached(block):
-                    self._cached[block] = None
-                else:
-                    self._free.append(block)
+            if block in num_others:
+                num_others[block] -= 1
+                if num_others[block] == 0:
+                    del num_others[block]
+            elif is_cached(block):
+                cached[block] = None
+            else:
+                self._free.append(block)
 
     def uncache(self, block: int) -> None:
         """Makes a cached block free; one that is held is left alone, and will be free when it is released."""

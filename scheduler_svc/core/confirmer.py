@@ -27,10 +27,10 @@ class Confirmer:
         table, steady = self._state.rows, planned.steady
         if self._quiet is not None and self._quiet[0] is result and self._quiet[1] == table.version:
             return True
-        rows, incarnations = planned.sampling_rows(result.sub_step)
         if steady is not None and steady.batch.version == table.version:
-            goes_on = not steady.reaches_max_len
+            rows, goes_on = steady.batch.rows, not steady.reaches_max_len
         else:
+            rows, incarnations = planned.sampling_rows(result.sub_step)
             goes_on = table.incarnation[rows].tobytes() == incarnations.tobytes() and not np.count_nonzero(
                 table.num_known[rows] + 1 >= table.max_len[rows]
             )

@@ -1,6 +1,6 @@
 """A plan in the making, and what is remembered of it until its result comes."""
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,11 @@ from scheduler_svc.core.rows import RowTable
 from scheduler_svc.core.steady import SteadyBatch
 from scheduler_svc.core.step import NO_ROWS, PrefillChunk, SequenceStart, StepPlan, StepResult
 
+_NOBODY: NDArray[np.intp] = np.empty(0, np.intp)
 _NO_ENDS: Int64Array = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class SteadyStep:
+class SteadyStep(NamedTuple):
     """A step of a steady batch."""
 
     batch: SteadyBatch
@@ -27,8 +27,7 @@ class SteadyStep:
     """Whether its result brings a row to its max_len."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
+class PlannedStep(NamedTuple):
     """A plan that was sent: who held its rows when it was made. Columns of one length, prefills first."""
 
     step_id: int
@@ -41,10 +40,10 @@ class PlannedStep:
     num_decode_steps: int
     entries: list[CacheEntry]
     """Provisional entries of the blocks that the step fills."""
-    steady: "SteadyStep | None" = None
+    steady: SteadyStep | None = None
     """What is known beforehand where the plan goes on with a steady batch and does nothing else."""
 
-    def is_answered_by(self, result: StepResult, sub_step: int, vocab_size: np.uint32) -> bool:
+    def is_answered_by(self, result: StepResult, sub_step: int, vocab_size: NDArray[np.uint32]) -> bool:
         """Whether the result has just the rows that this plan's sub-step samples, and tokens that exist."""
         tokens = result.token_ids
         if result.failed is not None:
@@ -76,24 +75,24 @@ class PlannedStep:
         return int(self.incarnations[found[0]]) if len(found) else None
 
 
-@dataclass(slots=True)
 class Draft:
     """Collects a step's parts; tokens count towards its budget."""
 
-    step_id: int
-    starts: list[SequenceStart] = field(default_factory=list)
-    new_block_rows: list[int] = field(default_factory=list)
-    new_block_ids: list[int] = field(default_factory=list)
-    prefills: list[PrefillChunk] = field(default_factory=list)
-    decode_rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    decode_row_steps: Int32Array = field(default_factory=lambda: NO_ROWS)
-    decode_ends: Int64Array = field(default_factory=lambda: _NO_ENDS)
-    num_decode_steps: int = 1
-    num_prefill_tokens: int = 0
-    num_start_bytes: int = 0
-    entries: list[CacheEntry] = field(default_factory=list)
-    batch: SteadyBatch | None = None
-    """Which the decode rows are, where the step goes on with one."""
+    def __init__(self, step_id: int) -> None:
+        self.step_id = step_id
+        self.starts: list[SequenceStart] = []
+        self.new_block_rows: list[int] = []
+        self.new_block_ids: list[int] = []
+        self.prefills: list[PrefillChunk] = []
+        self.decode_rows = _NOBODY
+        self.decode_row_steps = NO_ROWS
+        self.decode_ends = _NO_ENDS
+        self.num_decode_steps = 1
+        self.num_prefill_tokens = 0
+        self.num_start_bytes = 0
+        self.entries: list[CacheEntry] = []
+        self.batch: SteadyBatch | None = None
+        """Which the decode rows are, where the step goes on with one."""
 
     @property
     def num_tokens(self) -> int:

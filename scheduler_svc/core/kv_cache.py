@@ -27,12 +27,15 @@ class KVCache:
             return []
         max_blocks = (len(sequence.token_ids) - 1) // self._block_size
         salt = sequence.request.cache_salt
-        return self.prefixes.find(sequence.token_ids.astype("<i4").tobytes(), salt, max_blocks)
+        return self.prefixes.find(sequence.token_ids.astype("<i4", copy=False).tobytes(), salt, max_blocks)
 
     def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
+        num_blocks, num_available = self._limits.blocks_to_start(num_tokens), self.pool.num_available
+        if num_blocks <= num_available:
+            return True  # even if nobody holds a hit
         num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
-        return self._limits.blocks_to_start(num_tokens) - len(hits) <= self.pool.num_available - num_idle_hits
+        return num_blocks - len(hits) <= num_available - num_idle_hits
 
     def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
         """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""

@@ -7,7 +7,7 @@ from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import Draft
 from scheduler_svc.core.limits import MAX_START_BYTES
 from scheduler_svc.core.prefix_cache import CacheEntry
-from scheduler_svc.core.request import Int32Array, Int64Array
+from scheduler_svc.core.request import ONE, Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.steady import SteadyBatch
@@ -51,15 +51,15 @@ class Planner:
         batch, table = self._batch, self._state.rows
         if batch is None or batch.version != table.version or not batch.num_steps_left:
             return False
-        ends = batch.ends + 1
+        ends = batch.ends + ONE
         full = batch.filled()
         if len(full):
-            rows, needed = batch.rows[full], ends[full]
-            short = (needed > table.capacity[rows]).nonzero()[0]
+            rows = batch.rows[full]
+            short = (ends[full] > table.capacity[rows]).nonzero()[0]
             if len(short) > self._state.cache.pool.num_available:
                 return False  # somebody has to be preempted
             if len(short):
-                self._grow(draft, rows[short], needed[short])
+                self._grow(draft, rows[short], table.ones[: len(short)])
         batch.advance(ends)
         table.num_planned[batch.rows] = ends
         table.last_step[batch.rows] = draft.step_id
@@ -92,7 +92,7 @@ class Planner:
         ends = table.num_planned[rows] + steps
         short = (ends > table.capacity[rows]).nonzero()[0]
         if len(short):
-            self._grow(draft, rows[short], ends[short])
+            self._grow(draft, rows[short], self._lacking(rows[short], ends[short]))
             still = (table.incarnation[rows] != 0).nonzero()[0]
             rows, steps, ends = rows[still], steps[still], ends[still]
         if not len(rows):
@@ -122,16 +122,15 @@ class Planner:
         spare: Int64Array = (self._state.rows.capacity[rows] - ends) // self._limits.block_size
         return np.maximum(-spare, 0)
 
-    def _grow(self, draft: Draft, rows: NDArray[np.intp], ends: Int64Array) -> None:
+    def _grow(self, draft: Draft, rows: NDArray[np.intp], lacking: Int32Array | Int64Array) -> None:
         """Gives each row the blocks it lacks, preempting the worst sequences while there are not enough for all."""
         table, cache = self._state.rows, self._state.cache
-        lacking = self._lacking(rows, ends)
         while (num_blocks := int(lacking.sum())) > cache.pool.num_available:
             self._state.preempt(max(table.running(), key=lambda running: running.rank))
             still = table.incarnation[rows] != 0
             rows, lacking = rows[still], lacking[still]
         blocks = cache.allocate(num_blocks)
-        owners = np.repeat(rows, lacking).tolist()
+        owners = rows.repeat(lacking).tolist()
         for row, block in zip(owners, blocks, strict=True):
             table.at(row).block_table.append(block)
         table.capacity[rows] += lacking * self._limits.block_size

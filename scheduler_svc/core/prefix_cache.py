@@ -11,8 +11,8 @@ tokens are made when they are confirmed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import is_
 
+import numpy as np
 from xxhash import xxh3_128_digest
 
 TOKEN_BYTES = 4
@@ -39,7 +39,7 @@ class PrefixCache:
     def __init__(self, block_size: int, seed: int) -> None:
         """`seed`, 64 bits, makes keys unforgeable from outside; `block_size` is in tokens."""
         self._seed = seed
-        self._block_bytes = block_size * TOKEN_BYTES
+        self._block_type = np.dtype((np.void, block_size * TOKEN_BYTES))  # a list of it is one of `bytes`
         self._by_key: dict[bytes, CacheEntry] = {}
         self._by_block: dict[int, CacheEntry] = {}
         self.has_block: Callable[[int], bool] = self._by_block.__contains__
@@ -51,32 +51,19 @@ class PrefixCache:
     def find(self, tokens: bytes, salt: bytes, max_blocks: int) -> list[CacheEntry]:
         """Returns the longest chain of entries for a prefix of `tokens` (little-endian int32), at most `max_blocks`."""
         # The hottest loop of a start: what it looks up is bound first.
-        size, seed, digest, get = self._block_bytes, self._seed, xxh3_128_digest, self._by_key.get
+        seed, digest, get = self._seed, xxh3_128_digest, self._by_key.get
         chain: list[CacheEntry] = []
+        parent: CacheEntry | None = None
         key = self._salt_key(salt)
-        for start in range(0, max_blocks * size, size):
-            key = digest(key + tokens[start : start + size], seed)
+        for block_tokens in np.frombuffer(tokens, self._block_type, max_blocks).tolist():
+            key = digest(key + block_tokens, seed)
             entry = get(key)
-            if entry is None:
+            if entry is None or entry.parent is not parent or entry.tokens != block_tokens:
                 break
             chain.append(entry)
-        # An entry has its parent's salt, so the first one's is that of all.
-        return self._confirmed_part(chain, tokens) if chain and chain[0].salt == salt else []
-
-    def _confirmed_part(self, chain: list[CacheEntry], tokens: bytes) -> list[CacheEntry]:
-        """The leading entries, found by key, that do stand for these tokens, each behind the one before."""
-        size = self._block_bytes
-        # Compared as a whole: two keys that are equal by chance are not expected in the life of a server.
-        parents = [entry.parent for entry in chain]
-        held = b"".join([entry.tokens for entry in chain])
-        if held == tokens[: len(held)] and parents[0] is None and all(map(is_, parents[1:], chain)):
-            return chain
-        parent: CacheEntry | None = None
-        for index, entry in enumerate(chain):
-            if entry.parent is not parent or entry.tokens != tokens[index * size : (index + 1) * size]:
-                return chain[:index]
             parent = entry
-        return chain
+        # An entry has its parent's salt, so the first one's is that of all.
+        return chain if chain and chain[0].salt == salt else []
 
     def add(
         self, parent: CacheEntry | None, tokens: bytes, salt: bytes, block: int, *, confirmed: bool

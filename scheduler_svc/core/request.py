@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
+ONE: Int64Array = np.array(1, np.int64)
+"""Added to a small array, it costs half of what the number 1 does."""
+
 _MASK64 = (1 << 64) - 1
 
 

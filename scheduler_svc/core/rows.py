@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler_svc.core.masks import RowMask
-from scheduler_svc.core.request import Int32Array, Int64Array
+from scheduler_svc.core.request import ONE, Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 
 _MIN_END_TOKENS = 4
@@ -26,6 +26,7 @@ class RowTable:
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
         self._block_size = block_size
+        self._last_block = np.arange(-block_size, 0)
         self.version = 0
         """Changes whenever a sequence takes a row or leaves it, or begins to pad."""
         self.incarnation: Int64Array = np.zeros(max_num_seqs, np.int64)
@@ -91,7 +92,7 @@ class RowTable:
         self.sequences[row] = None
         self.is_padding[row] = False
         self._unguide(row)
-        self._count_end_tokens(row, -1)
+        self._count_end_tokens(sequence.request.end_token_ids, -1)
         self.incarnation[row] = self.num_planned[row] = self.prefill_end[row] = self.max_len[row] = 0
         self._free.append(row)
 
@@ -180,7 +181,7 @@ class RowTable:
     ) -> None:
         """Like `confirm`, for rows of which it is known where their tokens are and how many there are."""
         self._flat_token_ids[token_starts + num_known] = token_ids
-        self.num_known[rows] = num_known + 1
+        self.num_known[rows] = num_known + ONE
 
     def ended(self, rows: NDArray[np.intp], token_ids: Int32Array) -> NDArray[np.intp]:
         """Where among `rows` the token of `token_ids` ends the row's sequence."""
@@ -191,18 +192,17 @@ class RowTable:
 
     def block_tokens(self, rows: NDArray[np.intp], num_tokens: Int64Array) -> bytes:
         """The last block's worth of each row's first `num_tokens`, as little-endian int32, row by row."""
-        columns = num_tokens[:, None] + np.arange(-self._block_size, 0)
-        tokens: Int32Array = self.token_ids[rows[:, None], columns]
-        return tokens.tobytes()
+        ends = self.token_starts(rows) + num_tokens
+        return self._flat_token_ids.take(ends[:, None] + self._last_block).tobytes()
 
     def _unguide(self, row: int) -> None:
         self.num_guided -= int(self.is_guided[row])
         self.is_guided[row] = self.has_mask[row] = False
 
-    def _count_end_tokens(self, row: int, change: int) -> None:
-        ends = self.end_token_ids[row]
-        # Twice the same token counts twice, both ways. No token beyond the vocabulary is ever sampled.
-        np.add.at(self._num_ended_by, ends[(ends >= 0) & (ends < len(self._num_ended_by))], change)
+    def _count_end_tokens(self, end_token_ids: tuple[int, ...], change: int) -> None:
+        for token_id in end_token_ids:
+            if 0 <= token_id < len(self._num_ended_by):  # no other is ever sampled
+                self._num_ended_by[token_id] += change
 
     def _set_end_tokens(self, row: int, end_token_ids: tuple[int, ...]) -> None:
         count, width = len(end_token_ids), self.end_token_ids.shape[1]
@@ -211,4 +211,4 @@ class RowTable:
             self.end_token_ids = np.concatenate([self.end_token_ids, more], axis=1)
         self.end_token_ids[row] = -1
         self.end_token_ids[row, :count] = end_token_ids
-        self._count_end_tokens(row, 1)
+        self._count_end_tokens(end_token_ids, 1)

@@ -54,8 +54,8 @@ class Scheduler:
         """Sets up what lasts as long as a session."""
         self._planner = Planner(self._config, self._state, first_incarnation)
         self._confirmer = Confirmer(self._config, self._state)
-        # An array compared with a Python integer costs some microseconds more.
-        self._vocab_size = np.uint32(self._state.limits.vocab_size)
+        # An array compared with a number, and not with an array of none or one, costs up to a microsecond more.
+        self._vocab_size = np.array(self._state.limits.vocab_size, np.uint32)
         self._checked: StepResult | None = None
         """The result last found to answer the oldest plan, until it is taken in."""
         self._in_flight: deque[PlannedStep] = deque()
@@ -174,11 +174,12 @@ class Scheduler:
         self._state.last_result = planned.step_id
         for entry in planned.entries:
             entry.confirmed = True
-        self._state.departed = {
-            incarnation: sequence
-            for incarnation, sequence in self._state.departed.items()
-            if sequence.last_step > planned.step_id
-        }
+        if self._state.departed:
+            self._state.departed = {
+                incarnation: sequence
+                for incarnation, sequence in self._state.departed.items()
+                if sequence.last_step > planned.step_id
+            }
 
     def settle(self) -> None:
         """Does what the last results left to do: to be called when nothing waits for a plan, or never.

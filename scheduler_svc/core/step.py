@@ -59,7 +59,7 @@ class SequenceStart(NamedTuple):
         """The start of a sequence that has just got its row and blocks."""
         request = sequence.request
         sampling = request.sampling
-        if not sequence.owes_prompt_logprobs:
+        if sampling.prompt_logprobs is not None and not sequence.owes_prompt_logprobs:
             sampling = replace(sampling, prompt_logprobs=None)
         return cls(
             row=sequence.row,
