@@ -52,8 +52,7 @@ class Confirmer:
         else:
             outputs = self._confirm_any(planned, result)
         self._quiet = None
-        outputs.prompt_slices.extend(prompt_slices)
-        return outputs
+        return outputs._replace(prompt_slices=prompt_slices) if prompt_slices else outputs
 
     def _confirm_steady(self, steady: SteadyStep, result: StepResult) -> StepOutputs:
         """Takes in a token for each row of a steady batch, none of which ends."""

@@ -3,7 +3,7 @@
 The plan says everything that the shell must send; the core is the same whether an executor is real or not.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +88,7 @@ class PrefillChunk(NamedTuple):
     """Whether the run ends the known tokens and so samples the next one."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What one step does, in the order in which the executor applies it."""
 
     step_id: int
@@ -106,7 +105,7 @@ class StepPlan:
     num_decode_steps: int
     packed_decode_rows: bytes | None = None
     """The decode rows as little-endian int32, where an earlier plan had the same."""
-    masks: list[RowMask] = field(default_factory=list)
+    masks: tuple[RowMask, ...] | list[RowMask] = ()
     """Of the guided rows that sample in the plan."""
 
     @property
@@ -145,8 +144,7 @@ class StepResult:
     prompt_slices: tuple[PromptSlice, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutputs:
+class StepOutputs(NamedTuple):
     """Tokens that became known, as columns of one length: a sequence appears at most once."""
 
     sequence_ids: Int64Array
@@ -155,7 +153,7 @@ class StepOutputs:
     """A `Finish` for each."""
     result_indices: Int64Array
     """Where in the result each came from, so that the shell finds its log-probabilities."""
-    prompt_slices: list[tuple[int, int, int]] = field(default_factory=list)
+    prompt_slices: tuple[tuple[int, int, int], ...] | list[tuple[int, int, int]] = ()
     """(sequence id, index in the result's prompt_slices, positions to skip because they came before)."""
 
     def joined(self, other: "StepOutputs") -> "StepOutputs":
@@ -165,7 +163,7 @@ class StepOutputs:
             np.concatenate([self.token_ids, other.token_ids]),
             np.concatenate([self.finishes, other.finishes]),
             np.concatenate([self.result_indices, other.result_indices]),
-            self.prompt_slices + other.prompt_slices,
+            [*self.prompt_slices, *other.prompt_slices],
         )
 
 

@@ -1,7 +1,5 @@
 """Plans and results over the wire, with the executor's own reading and writing at the other end."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,7 +109,7 @@ def test_a_single_step_plan_needs_no_step_counts():
 def test_rows_packed_for_an_earlier_plan_are_sent_as_they_are():
     rows, one = np.array([4, 5], np.int32), np.ones(2, np.int32)
     plan = StepPlan(1, [], [], [], [], [], rows, one, np.array([7, 9]), 1)
-    assert encode_plan(replace(plan, packed_decode_rows=pack_int32(rows))) == encode_plan(plan)
+    assert encode_plan(plan._replace(packed_decode_rows=pack_int32(rows))) == encode_plan(plan)
 
 
 def sub_step_output() -> ex.SubStepOutput:

@@ -1,6 +1,5 @@
 """What is looked up once for many steps is what each step would find."""
 
-from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -48,7 +47,7 @@ def history(harness: Harness, requests: list[dict[str, Any]], gap: int, *, forge
             if forgetful:
                 harness.core._state.rows.version += 1
             plan = harness.plan()
-            made.append(repr(plan and replace(plan, packed_decode_rows=None)))
+            made.append(repr(plan and plan._replace(packed_decode_rows=None)))
         if harness.under_way:
             made.append(repr((harness.deliver(), harness.core.stats())))
     return made
