@@ -63,6 +63,8 @@ plans = st.builds(
     decode_row_steps=st.just(np.array([1, 2], np.int32)),
     decode_ends=st.just(np.array([7, 9], np.int64)),
     num_decode_steps=st.just(2),
+    packed_decode_rows=st.none(),
+    masks=st.just(()),
 )
 
 
