@@ -166,7 +166,10 @@ class LocalServer:
             ("executor", [*self._executor_command, f"--listen={self.executor_address}"]),
             ("scheduler", [*self._scheduler_command, f"--executor={self.executor_address}"]),
         ):
-            self._services.append(Service(name, command, self._log, self._wake.set))
+            # Behind TLS it would want to know who asks.
+            asks_health = not any(word.startswith("--tls-") for word in command)
+            service = Service(name, command, self._log, self._wake.set, asks_health=asks_health)
+            self._services.append(service)
         self._await_serving(begun)
         scheduler = self._services[1]
         self.address = scheduler.child.listening or self.address

@@ -71,6 +71,10 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--drain-timeout", "SECONDS"),
     ServiceFlag("--record", "F"),
     ServiceFlag("--metrics-listen", "ADDR"),
+    ServiceFlag("--api-key-file", "F"),
+    ServiceFlag("--tls-cert", "F"),
+    ServiceFlag("--tls-key", "F"),
+    ServiceFlag("--tls-client-ca", "F"),
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
