@@ -1,12 +1,12 @@
 """How the executor is reached: where, with which certificates, and with what secret."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.bearer import Metadata, bearer_metadata, read_secret
+from nanoserve.channels import ChannelOptions, make_aio_channel, make_channel
 from nanoserve.tls import ChannelTls
 
 _PREFIX = "--executor-tls-"
@@ -23,17 +23,13 @@ class ExecutorAccess:
     """None: without TLS."""
     metadata: Metadata = ()
 
-    def channel(self, options: Sequence[tuple[str, int]] = CHANNEL_OPTIONS) -> grpc.aio.Channel:
+    def channel(self, options: ChannelOptions = CHANNEL_OPTIONS) -> grpc.aio.Channel:
         """A channel for asyncio."""
-        if self.credentials is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
-        return grpc.aio.secure_channel(self.address, self.credentials, options=options)
+        return make_aio_channel(self.address, self.credentials, options)
 
     def blocking_channel(self) -> grpc.Channel:
         """A channel for threads."""
-        if self.credentials is None:
-            return grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.address, self.credentials, options=CHANNEL_OPTIONS)
+        return make_channel(self.address, self.credentials, CHANNEL_OPTIONS)
 
 
 def executor_tls(ca: str | None, cert: str | None, key: str | None) -> ChannelTls:

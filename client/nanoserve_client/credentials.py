@@ -4,6 +4,7 @@ import grpc
 import grpc.aio
 
 from nanoserve.bearer import Metadata, bearer_metadata, check_token
+from nanoserve.channels import make_aio_channel, make_channel
 from nanoserve.exposure import is_local
 from nanoserve.tls import ChannelTls
 from nanoserve_client.connection import channel_options
@@ -42,12 +43,8 @@ class Credentials:
 
     def channel(self) -> grpc.Channel:
         """A channel for threads."""
-        if self._credentials is None:
-            return grpc.insecure_channel(self._address, options=channel_options())
-        return grpc.secure_channel(self._address, self._credentials, options=channel_options())
+        return make_channel(self._address, self._credentials, channel_options())
 
     def aio_channel(self) -> grpc.aio.Channel:
         """A channel of the running loop."""
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._address, options=channel_options())
-        return grpc.aio.secure_channel(self._address, self._credentials, options=channel_options())
+        return make_aio_channel(self._address, self._credentials, channel_options())
