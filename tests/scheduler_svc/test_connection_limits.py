@@ -72,6 +72,9 @@ def test_a_connection_carries_so_many_streams_and_others_go_on(tmp_path: Path):
                 assert (
                     await InferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=20)
                 ).vocab_size
+                for watch in watches:
+                    watch.cancel()
+                assert {await watch.code() for watch in watches} == {grpc.StatusCode.CANCELLED}
 
     run(test)
 
