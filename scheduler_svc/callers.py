@@ -44,8 +44,11 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(OPEN_METHODS):
             return await continuation(handler_call_details)
+        keys = self._frontend.keys
+        if keys is None:
+            return _refusing(Problem(Code.UNAVAILABLE, "the server is starting"))
         token = bearer_token(handler_call_details.invocation_metadata)
-        key = find_key(self._frontend.keys, token) if token is not None else None
+        key = find_key(keys, token) if token is not None else None
         if key is None:
             return _refusing(Problem(Code.UNAUTHENTICATED, ""))
         if method.startswith(_ADMIN_METHODS) and not key.is_admin:

@@ -40,8 +40,8 @@ class Frontend:
     def __init__(self, send: Callable[[msg.Command], None], on_serving: Callable[[bool], None]) -> None:
         """`on_serving` is called whenever the engine begins or ceases to accept requests."""
         self.state = msg.EngineState(serving=False)
-        self.keys: tuple[msg.ApiKey, ...] = ()
-        """Those that are good, where keys are asked for."""
+        self.keys: tuple[msg.ApiKey, ...] | None = None
+        """Those that are good, where keys are asked for; None before the engine has told."""
         self.closed = asyncio.Event()
         """Set when nothing is answered any more."""
         self._send, self._on_serving = send, on_serving

@@ -5,6 +5,7 @@ so it is not the caller's, which may be a short-lived one.
 """
 
 import math
+import signal
 import sys
 import threading
 import time
@@ -114,6 +115,12 @@ class LocalServer:
         self.terminate()
         if self._thread.ident is not None:
             _wait(self._ended)
+
+    def reload_keys(self) -> None:
+        """Has the scheduler, if it listens, read its --api-key-file again."""
+        for service in self._services[1:]:
+            if service.child.listening is not None:
+                service.child.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """Ends both processes at once, also while `stop` waits for them."""

@@ -123,6 +123,7 @@ def test_serve_takes_keys_and_certificates(tmp_path: Path, authorities: Authorit
     flags = (f"--tls-cert={good.cert}", f"--tls-key={good.key}", f"--api-key-file={keys}", "--virtual")
     with subprocess.Popen(
         [*NANOSERVE, "serve", "--listen=127.0.0.1:0", *flags],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as server:
@@ -132,6 +133,10 @@ def test_serve_takes_keys_and_certificates(tmp_path: Path, authorities: Authorit
         words = [f"--server={address}", f"--tls-ca={authorities.ours.ca}"]
         assert command(key, "generate", "hello", "--max-tokens=4", *words).returncode == 0
         assert command("nsk-wrong", "generate", "hello", *words).returncode == 1
+        later = new_key(keys, "--tenant=team-b")
+        server.send_signal(signal.SIGHUP)
+        time.sleep(1)  # only the log, which is not read here, says when it is done
+        assert command(later, "generate", "hello", "--max-tokens=4", *words).returncode == 0
         server.terminate()
         assert server.wait(60) == 0
 
