@@ -213,7 +213,9 @@ class Engine:
         request, live, tenant = command.request, self._live, command.tenant
         num_tokens = len(request.prompt_token_ids) * request.n
         problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
-        problem = problem or self._tenants.refusal(tenant, live.num_of(tenant), time.monotonic())
+        num_compiling = self._guides.num_compiling(tenant) if self._guides is not None else 0
+        num_under_way = live.num_of(tenant) + num_compiling
+        problem = problem or self._tenants.refusal(tenant, num_under_way, time.monotonic())
         if live.has_id(tenant, request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
         return problem

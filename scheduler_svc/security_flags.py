@@ -37,12 +37,14 @@ def check_security(config: "SchedulerConfig") -> None:
     server_tls(config).check()
     executor_tls(config.executor_tls_ca, config.executor_tls_cert, config.executor_tls_key).check()
     require_consent(_exposure(config), insecure=config.insecure)
+    require_consent(_open_metrics(config), insecure=config.insecure, flag="--metrics-listen")
     require_consent(_bare_secret(config), insecure=config.insecure, flag=SECRET_FLAG)
 
 
 def security_warnings(config: "SchedulerConfig") -> list[str]:
     """What --insecure has allowed."""
-    return [reason for reason in (_exposure(config), _bare_secret(config)) if reason is not None]
+    reasons = (_exposure(config), _open_metrics(config), _bare_secret(config))
+    return [reason for reason in reasons if reason is not None]
 
 
 def server_tls(config: "SchedulerConfig") -> ServerTls:
@@ -56,6 +58,14 @@ def _exposure(config: "SchedulerConfig") -> str | None:
         config.listen,
         tls_flags=None if config.tls_cert is not None else "--tls-cert, --tls-key",
         auth_flags=None if has_auth else "--api-key-file or --tls-client-ca",
+    )
+
+
+def _open_metrics(config: "SchedulerConfig") -> str | None:
+    if config.metrics_listen is None or is_local(config.metrics_listen):
+        return None
+    return (
+        f"{config.metrics_listen!r} can be reached from other machines, and metrics have neither TLS nor keys"
     )
 
 

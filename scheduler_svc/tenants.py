@@ -54,14 +54,14 @@ class Tenants:
                 level = _capacity(rate) if bucket is None else min(bucket.settle(now), _capacity(rate))
                 self._buckets[tenant] = _Bucket(rate, level, now)
 
-    def refusal(self, tenant: str, num_live: int, now: float) -> Problem | None:
-        """Why a tenant with so many live requests gets no other one accepted; None where it does."""
+    def refusal(self, tenant: str, num_under_way: int, now: float) -> Problem | None:
+        """Why a tenant with so many requests under way gets no other one accepted; None where it does."""
         limits = self._limits.get(tenant)
         if limits is None:
             return None
         most = limits.max_concurrency
-        if most is not None and num_live >= most:
-            description = f"{num_live} requests of this tenant are under way, {most} may be"
+        if most is not None and num_under_way >= most:
+            description = f"{num_under_way} requests of this tenant are under way, {most} may be"
             return Problem(Code.RESOURCE_EXHAUSTED, description, retry_seconds=_CONCURRENCY_RETRY_SECONDS)
         bucket = self._buckets.get(tenant)
         if bucket is not None and bucket.settle(now) < 1:

@@ -211,6 +211,27 @@ def test_concurrency_is_counted_over_all_workers_and_given_back(api_workers: int
     run(test)
 
 
+def test_requests_whose_grammars_are_compiled_count_too(tmp_path: Path):
+    async def test() -> None:
+        executor = Executor(f"unix:{tmp_path}/executor", step_ms=10)
+        executor.start()
+        async with Secured(tmp_path, {"a": "max_concurrency = 2"}, executor=executor) as service:
+            await service.serving()
+            async with service.client("a") as client:
+                guides = [ns.Guided(regex=f"[a-d]{{{length}}}") for length in range(20, 28)]
+                asks = (client.generate(PROMPT, guided=guide, max_tokens=100) for guide in guides)
+                answers = await asyncio.gather(*asks, return_exceptions=True)
+                refusals = [answer for answer in answers if isinstance(answer, ns.ResourceExhausted)]
+                whole = [answer for answer in answers if isinstance(answer, ns.Completion)]
+                assert len(refusals) + len(whole) == len(guides)
+                assert all("2 may be" in refusal.message for refusal in refusals)
+                # They come at once, and are there for longer than that.
+                assert len(whole) == 2
+                await until_accepted(client)
+
+    run(test)
+
+
 async def until_accepted(client: ns.AsyncClient) -> None:
     """Tries as often as told to, until a request is accepted."""
     async with asyncio.timeout(20):

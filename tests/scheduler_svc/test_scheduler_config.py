@@ -164,6 +164,13 @@ def test_beyond_this_machine_both_tls_and_callers_are_asked_for(fields: dict[str
         SchedulerConfig(listen=EXPOSED, **fields)
 
 
+def test_metrics_are_open_to_other_machines_only_when_meant():
+    with pytest.raises(ValueError, match=r"--metrics-listen.*--insecure"):
+        SchedulerConfig(metrics_listen=EXPOSED)
+    assert security_warnings(SchedulerConfig(metrics_listen=EXPOSED, insecure=True))
+    assert not security_warnings(SchedulerConfig(metrics_listen="127.0.0.1:1"))
+
+
 def test_a_secret_goes_to_another_machine_only_with_tls():
     secret = {"executor": "10.0.0.1:1", "executor_secret_file": "/s"}
     with pytest.raises(ValueError, match="--executor-secret-file"):
