@@ -21,6 +21,7 @@ from executor_svc.runner import StepRunner
 from executor_svc.service import ExecutorServer
 from executor_svc.virtual.build import DEFAULT_FINGERPRINT, build_virtual_runner
 from executor_svc.wire import Identity
+from nanoserve.bearer import read_secret
 from nanoserve.checkpoint import (
     CheckpointError,
     find_checkpoint,
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logs("executor", config.log_level)
     try:
         # The address first: that it is taken should not be learnt after minutes of loading.
-        server = ExecutorServer(config.listen)
+        secret = None if config.secret_file is None else read_secret("--secret-file", config.secret_file)
+        server = ExecutorServer(config.listen, config.tls, secret)
         runner, identity = build_runner(config)
         profiling = build_profiling(config)
     except (CheckpointError, ValueError) as error:
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     logger = structlog.get_logger()
     logger.info("starting", **dataclasses.asdict(config))
+    if config.exposure_reason is not None:
+        logger.warning("insecure", reason=config.exposure_reason)
     with _signals() as received:
         server.start(runner, identity, profiling)
         logger.info(

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nanoserve.address import check_address
+from nanoserve.exposure import exposure, require_consent
 from nanoserve.flags import OneLineParser
+from nanoserve.tls import ServerTls
 
 DEFAULT_LISTEN = "127.0.0.1:50061"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -19,6 +21,12 @@ _AT_LEAST_ONE = (
     "max_plans_in_flight",
 )
 _NOT_NEGATIVE = ("virtual_step_ms", "virtual_token_us", "virtual_kv_token_ns")
+_SECURITY_FILES = {
+    "tls_cert": "certificate of this server, in PEM (default: no TLS)",
+    "tls_key": "its key",
+    "tls_client_ca": "schedulers must show a certificate that one of these has signed",
+    "secret_file": "schedulers must show what it holds (default: nobody has to)",
+}
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -59,6 +67,13 @@ class ExecutorConfig:
     profile_dir: str | None = None
     """Where profiles are written; None: none are recorded."""
     log_level: str = "info"
+    tls_cert: str | None = None
+    """This and the other files: paths; None: there is no TLS, or nobody is asked who he is."""
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    secret_file: str | None = None
+    insecure: bool = False
+    """Whether other machines may reach what has no TLS or asks for no secret."""
     virtual: bool = False
     virtual_step_ms: float = 1.0
     virtual_token_us: float = 1.0
@@ -78,7 +93,7 @@ class ExecutorConfig:
         for name in ("num_kv_blocks", "max_model_len", "virtual_vocab_size"):
             value = getattr(self, name)
             _require(name, value is None or value >= 2, "must be at least 2", self)
-        for name in ("model", "profile_dir"):
+        for name in ("model", "profile_dir", *_SECURITY_FILES):
             _require(name, getattr(self, name) != "", "must not be empty", self)
         _require("tensor_parallel_size", self.tensor_parallel_size == 1, "only 1 is served", self)
         utilization = self.gpu_memory_utilization
@@ -87,6 +102,23 @@ class ExecutorConfig:
         # A step must be able to decode every row.
         tokens_suffice = self.max_num_batched_tokens >= self.max_num_seqs
         _require("max_num_batched_tokens", tokens_suffice, "must be at least --max-num-seqs", self)
+        self.tls.check()
+        require_consent(self.exposure_reason, insecure=self.insecure)
+
+    @property
+    def tls(self) -> ServerTls:
+        """The TLS of the server."""
+        return ServerTls(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @property
+    def exposure_reason(self) -> str | None:
+        """What the server lacks where other machines can reach it, None where that is nothing."""
+        has_auth = self.secret_file is not None or self.tls_client_ca is not None
+        return exposure(
+            self.listen,
+            tls_flags=None if self.tls_cert is not None else "--tls-cert, --tls-key",
+            auth_flags=None if has_auth else "--secret-file or --tls-client-ca",
+        )
 
 
 def flag(name: str) -> str:
@@ -107,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_service_flags(parser)
+    _add_security_flags(parser.add_argument_group("security", "docs/security.md says more"))
     _add_model_flags(parser.add_argument_group("model and device"))
     _add_size_flags(parser.add_argument_group("sizes"))
     _add_virtual_flags(parser.add_argument_group("virtual executor"))
@@ -140,6 +173,13 @@ def _add_service_flags(group: Any) -> None:
     folder = "write profiles to this folder, made if need be (default: none are recorded)"
     _add(group, "profile_dir", folder, metavar="DIR")
     _add(group, "log_level", "least severe log lines to write", choices=_LOG_LEVELS)
+
+
+def _add_security_flags(group: Any) -> None:
+    for name, text in _SECURITY_FILES.items():
+        _add(group, name, text, metavar="F")
+    consent = "allow what has no TLS, or no secret, where other machines can reach it"
+    _add(group, "insecure", consent, action="store_true")
 
 
 def _add_model_flags(group: Any) -> None:

@@ -29,10 +29,12 @@ from executor_svc.session import (
 from executor_svc.session_manager import SessionManager
 from executor_svc.wire import Identity
 from nanoserve.address import SERVER_OPTIONS, bound_address
+from nanoserve.bearer import SecretInterceptor
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1 import executor_pb2_grpc
 from nanoserve.listening import BoundSocket, check_free
 from nanoserve.profiles import MAX_STEPS, encode_profile
+from nanoserve.tls import ServerTls
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
@@ -208,13 +210,21 @@ def _read(session: Session, requests: Iterator[pb.ExecuteRequest]) -> None:
 class ExecutorServer:
     """A gRPC server at one address: bound when made, serving from `start` to `stop`."""
 
-    def __init__(self, listen: str) -> None:
-        """Binds; ValueError, naming the flag, where the address cannot be had."""
+    def __init__(self, listen: str, tls: ServerTls | None = None, secret: str | None = None) -> None:
+        """Binds; ValueError, naming the flag, where the address cannot be had or a file of `tls` is no good.
+
+        With a `secret`, every call but those to health has to show it.
+        """
+        credentials = None if tls is None else tls.credentials()
         check_free(listen)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="executor-rpc")
-        self._server = grpc.server(self._threads, options=SERVER_OPTIONS)
+        interceptors: list[grpc.ServerInterceptor] = [] if secret is None else [SecretInterceptor(secret)]
+        self._server = grpc.server(self._threads, interceptors=interceptors, options=SERVER_OPTIONS)
         try:
-            port = self._server.add_insecure_port(listen)
+            if credentials is None:
+                port = self._server.add_insecure_port(listen)
+            else:
+                port = self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
             raise ValueError(f"--listen: {listen}: {error}") from error
         self.address = bound_address(listen, port)

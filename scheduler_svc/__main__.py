@@ -1,4 +1,4 @@
-"""`nanoserve-scheduler`: serves until SIGTERM or SIGINT, which drain."""
+"""`nanoserve-scheduler`: serves until SIGTERM or SIGINT, which drain; SIGHUP has the API keys read again."""
 
 import asyncio
 import signal
@@ -15,6 +15,7 @@ from scheduler_svc.collector import settle_collector
 from scheduler_svc.config import SchedulerConfig, parse_config
 from scheduler_svc.engine import EngineExit
 from scheduler_svc.model import Model, load_model
+from scheduler_svc.security_flags import security_warnings
 from scheduler_svc.server import SchedulerServer
 
 _log = structlog.get_logger()
@@ -48,6 +49,10 @@ async def _serve(config: SchedulerConfig, model: Model) -> EngineExit:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
+    if config.api_key_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.reload_keys)
+    for reason in security_warnings(config):
+        _log.warning("insecure", reason=reason)
     address = await server.start()
     settle_collector()
     announcement = asyncio.ensure_future(_announce(server, address, config))

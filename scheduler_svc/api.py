@@ -15,6 +15,7 @@ import xxhash
 from nanoserve.arrays import pack_int32
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceServicer
+from scheduler_svc.callers import caller_salt, caller_tenant
 from scheduler_svc.core.request import Request, Sampling
 from scheduler_svc.errors import InvalidRequest, ServiceError, handler
 from scheduler_svc.frontend import Frontend
@@ -55,7 +56,7 @@ class InferenceService(InferenceServiceServicer):
             outputs,
             arrival,
         )
-        key = await self._frontend.submit(core_request, stream)
+        key = await self._frontend.submit(core_request, stream, caller_tenant())
         try:
             while not stream.is_complete:
                 await context.write(await stream.next_message())
@@ -153,7 +154,7 @@ class InferenceService(InferenceServiceServicer):
             min_tokens=stops.min_tokens,
             end_token_ids=stops.end_token_ids,
             priority=request.priority,
-            cache_salt=request.cache_salt.encode(),
+            cache_salt=caller_salt(request.cache_salt),
             guide=guide,
         )
         tokenizer = model.tokenizer
@@ -177,6 +178,7 @@ def _log_request(stream: RequestStream) -> None:
     _log.info(
         "request",
         request_id=stream.request_id,
+        tenant=caller_tenant() or None,
         num_prompt_tokens=stream.num_prompt_tokens,
         num_cached_tokens=stream.num_cached_tokens,
         num_output_tokens=stream.num_output_tokens,

@@ -1,16 +1,20 @@
 """The gRPC server of the API: both services, health and reflection, through one frontend."""
 
+from dataclasses import dataclass, field
+
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from nanoserve.address import MAX_REQUEST_BYTES, SERVER_OPTIONS
+from nanoserve.tls import ServerTls
 from nanoserve.v1 import admin_pb2, inference_pb2
 from nanoserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from nanoserve.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from scheduler_svc.admin import AdminService
 from scheduler_svc.api import InferenceService
+from scheduler_svc.callers import KeyInterceptor
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.health import HealthService
 from scheduler_svc.model import Model
@@ -24,16 +28,30 @@ _SERVICES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ApiAccess:
+    """Whom the API lets in."""
+
+    tls: ServerTls = field(default_factory=ServerTls)
+    requires_keys: bool = False
+    """Whether every call, but those to health, must show one of the engine's ApiKeys."""
+
+
 class ApiServer:
     """`start`, then `set_serving` as often as that changes, then `stop`."""
 
-    def __init__(self, model: Model, frontend: Frontend, *, shares_port: bool) -> None:
-        """`shares_port` says whether other servers, of the same scheduler, listen at the same port."""
+    def __init__(self, model: Model, frontend: Frontend, access: ApiAccess, *, shares_port: bool) -> None:
+        """`shares_port` says whether other servers, of the same scheduler, listen at the same port.
+
+        ValueError, naming a flag, where the files of `access` are no good.
+        """
         options = dict(SERVER_OPTIONS)
         options["grpc.so_reuseport"] = int(shares_port)
         options["grpc.max_receive_message_length"] = MAX_REQUEST_BYTES
         self._health = HealthService(_SERVICES)
-        self._server = grpc.aio.server(options=list(options.items()))
+        self._credentials = access.tls.credentials()
+        interceptors = [KeyInterceptor(frontend)] if access.requires_keys else []
+        self._server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
         add_InferenceServiceServicer_to_server(InferenceService(model, frontend), self._server)
         add_AdminServiceServicer_to_server(AdminService(frontend), self._server)
         add_HealthServicer_to_server(self._health, self._server)
@@ -47,7 +65,10 @@ class ApiServer:
     async def start(self, address: str) -> int:
         """Listens, with health NOT_SERVING; returns the port. ValueError where it cannot listen."""
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
             await self._server.start()
         except RuntimeError as error:
             raise ValueError(f"--listen: cannot listen on {address!r}") from error

@@ -18,8 +18,9 @@ import structlog
 from nanoserve.checkpoint import CheckpointError
 from nanoserve.logs import configure_logs
 from nanoserve.scheduler.v1 import worker_pb2 as pb
+from nanoserve.tls import ServerTls
 from scheduler_svc import messages as msg
-from scheduler_svc.api_server import READ_OUT_SECONDS, ApiServer
+from scheduler_svc.api_server import READ_OUT_SECONDS, ApiAccess, ApiServer
 from scheduler_svc.collector import settle_collector
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import Frontend
@@ -42,11 +43,11 @@ class EngineConnection:
         self._commands: list[msg.Command] = []
         self._server: ApiServer | None = None
 
-    async def serve(self, sock: socket.socket, model: Model, address: str) -> None:
+    async def serve(self, sock: socket.socket, model: Model, address: str, access: ApiAccess) -> None:
         """Serves until the engine stops, then until the streams are read. ValueError where it cannot listen."""
         self.lost.add_done_callback(_die)
         await self._connection.open(sock)
-        self._server = ApiServer(model, self.frontend, shares_port=True)
+        self._server = ApiServer(model, self.frontend, access, shares_port=True)
         await self._server.start(address)
         settle_collector()
         self._connection.send(pb.WorkerFrame(listening=True).SerializeToString())
@@ -97,22 +98,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(name, required=True)
     for name in ("--index", "--fd"):
         parser.add_argument(name, type=int, required=True)
+    for name in ("--tls-cert", "--tls-key", "--tls-client-ca"):
+        parser.add_argument(name)
+    parser.add_argument("--requires-keys", action="store_true")
     arguments = parser.parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure_logs("scheduler", arguments.log_level)
     structlog.contextvars.bind_contextvars(worker=arguments.index)
     try:
         model = load_model(Path(arguments.model), arguments.name)
-        asyncio.run(_serve(socket.socket(fileno=arguments.fd), model, arguments.listen))
+        tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
+        access = ApiAccess(tls, arguments.requires_keys)
+        asyncio.run(_serve(socket.socket(fileno=arguments.fd), model, arguments.listen, access))
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-scheduler: error: worker {arguments.index}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(sock: socket.socket, model: Model, address: str) -> None:
-    await EngineConnection().serve(sock, model, address)
+async def _serve(sock: socket.socket, model: Model, address: str, access: ApiAccess) -> None:
+    await EngineConnection().serve(sock, model, address, access)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """What the command line says: one frozen SchedulerConfig, every value checked with its flag named."""
 
 import argparse
-import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nanoserve.address import check_address
 from nanoserve.flags import OneLineParser
 from scheduler_svc.scheduling_flags import SchedulingFlags, add_flag, add_scheduling_flags, require
+from scheduler_svc.security_flags import add_security_flags, check_security
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_EXECUTOR = "127.0.0.1:50061"
@@ -39,10 +40,21 @@ class SchedulerConfig(SchedulingFlags):
     """Where to write every session, plan and result; None: nowhere."""
     metrics_listen: str | None = None
     """Where Prometheus may read metrics over HTTP, host:port; None: nowhere."""
-    insecure: bool = False
     api_workers: int = 0
     """Processes that serve the API; 0: the scheduler's own process does."""
     log_level: str = "info"
+    api_key_file: str | None = None
+    """None: nobody has to show a key."""
+    tls_cert: str | None = None
+    """This and the other files of TLS: paths of PEM files; None: there is no TLS, or nobody is asked who he is."""
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    executor_tls_ca: str | None = None
+    executor_tls_cert: str | None = None
+    executor_tls_key: str | None = None
+    executor_secret_file: str | None = None
+    insecure: bool = False
+    """Whether other machines may reach what has no TLS or asks for no key."""
 
     def __post_init__(self) -> None:
         SchedulingFlags.__post_init__(self)
@@ -67,21 +79,7 @@ class SchedulerConfig(SchedulingFlags):
         require("api_workers", 0 <= self.api_workers <= 256, "must be in [0, 256]", self)
         if self.api_workers and self.listen.startswith("unix:"):
             raise ValueError("--api-workers: workers cannot share a unix socket, --listen must be host:port")
-        if not self.insecure and not _is_local(self.listen):
-            raise ValueError(
-                f"--listen: {self.listen!r} can be reached from other machines and TLS is not served yet;"
-                " --insecure says that this is meant"
-            )
-
-
-def _is_local(address: str) -> bool:
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        check_security(self)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     listen = "host:port or unix:PATH; port 0 picks one, see the log line 'listening'"
     _add(parser, "listen", listen, metavar="ADDR")
     _add(parser, "api_workers", "processes that serve the API; 0: the scheduler's own does", type=int)
-    _add(parser, "insecure", "listen without TLS where other machines can reach")
     _add(parser, "executor", "where the executor listens", metavar="ADDR")
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
     _add(parser, "take_over", "end another scheduler's session with the executor")
@@ -106,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "metrics_listen", metrics, metavar="ADDR")
     levels = f"{{{','.join(_LOG_LEVELS)}}}"
     _add(parser, "log_level", "least severe log lines to write", metavar=levels)
+    add_security_flags(partial(_add, parser.add_argument_group("security", "docs/security.md says more")))
     group = parser.add_argument_group("scheduling")
     add_scheduling_flags(group)
     _add(group, "max_queue_size", "most requests that wait", type=int)

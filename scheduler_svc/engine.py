@@ -17,7 +17,7 @@ import structlog
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
 from scheduler_svc.core.pacing import decode_steps_within
-from scheduler_svc.core.request import Finish, Request, RequestRefused
+from scheduler_svc.core.request import Finish, RequestRefused
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, SequenceStart, Session, StepOutputs
 from scheduler_svc.errors import internal_problem
@@ -36,6 +36,7 @@ from scheduler_svc.live_requests import LiveRequest, LiveRequests
 from scheduler_svc.load import StepTimes, load_reply
 from scheduler_svc.messages import Code, Problem, StepBatch
 from scheduler_svc.profiler import Profiler
+from scheduler_svc.tenants import Tenants
 from scheduler_svc.wire import StepFailed, StepReport, token_batch
 
 # A sequence that was in this many failed plans since its last token is taken to be at fault.
@@ -73,7 +74,7 @@ class _Stop:
     """There is nothing more to wait for; the engine sends this to itself."""
 
 
-_InboxItem = msg.Command | DrainTimeout | Compiled | MasksReady | _Stop
+_InboxItem = msg.Command | msg.SetLimits | DrainTimeout | Compiled | MasksReady | _Stop
 Inbox = asyncio.Queue[_InboxItem]
 
 
@@ -100,7 +101,7 @@ class Engine:
         self._profiler = profiler
         self._core: Scheduler | None = None
         self._state = msg.EngineState(serving=False)
-        self._live = LiveRequests()
+        self._live, self._tenants = LiveRequests(), Tenants()
         self._times = StepTimes()
         self._sent: deque[_Sent] = deque()
         self._epoch = 0
@@ -165,6 +166,8 @@ class Engine:
                 self._publish(msg.PrefixCacheReset(item.key, num_blocks))
             case msg.Drain():
                 self._drain(item)
+            case msg.SetLimits():
+                self._tenants.set_limits(item.limits, time.monotonic())
             case msg.StartProfile() | msg.StopProfile():
                 self._profiler.handle(item, self._sent[-1].step_id if self._sent else 0)
             case Compiled():
@@ -177,7 +180,7 @@ class Engine:
     # Requests
 
     def _submit(self, command: msg.Submit) -> None:
-        problem = self._refusal(command.request)
+        problem = self._refusal(command)
         if problem is not None:
             self._publish(msg.Refused(command.key, problem))
         elif command.request.guide is None:
@@ -190,7 +193,7 @@ class Engine:
     def _take_compiled(self, compiled: Compiled) -> None:
         """Goes on with a request that had to wait for its grammar."""
         command, outcome = compiled.command, compiled.outcome
-        problem = outcome if isinstance(outcome, Problem) else self._refusal(command.request)
+        problem = outcome if isinstance(outcome, Problem) else self._refusal(command)
         if problem is None and isinstance(outcome, Grammar):
             self._accept(command, outcome)
         elif problem is not None:
@@ -205,18 +208,23 @@ class Engine:
             elif (request := self._live.by_sequence(sequence_id)) is not None:
                 self._fail(request, mask)
 
-    def _refusal(self, request: Request) -> Problem | None:
+    def _refusal(self, command: msg.Submit) -> Problem | None:
         """Why a request is not accepted at the moment."""
-        live, num_tokens = self._live, len(request.prompt_token_ids) * request.n
+        request, live, tenant = command.request, self._live, command.tenant
+        num_tokens = len(request.prompt_token_ids) * request.n
         problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
-        if self._live.has_id(request.request_id):
+        num_compiling = self._guides.num_compiling(tenant) if self._guides is not None else 0
+        num_under_way = live.num_of(tenant) + num_compiling
+        problem = problem or self._tenants.refusal(tenant, num_under_way, time.monotonic())
+        if live.has_id(tenant, request.request_id):
             problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
         return problem
 
     def _accept(self, command: msg.Submit, grammar: Grammar | None = None) -> None:
         """Takes in a request that is not refused; `grammar` is that of its guide."""
         assert self._core is not None
-        request = command.request
+        request, tenant = command.request, command.tenant
+        num_prompt_tokens = len(request.prompt_token_ids)
         try:
             sequence_ids = self._core.add_request(request, time.monotonic())
         except RequestRefused as error:
@@ -227,9 +235,9 @@ class Engine:
             mask = self._guides.add(sequence_ids, request, grammar)
             for sequence_id in sequence_ids:
                 self._core.set_mask(sequence_id, mask)
-        self._live.add(
-            command.key, request.request_id, sequence_ids, len(request.prompt_token_ids) * request.n
-        )
+        num_tokens = num_prompt_tokens * request.n
+        self._live.add(command.key, request.request_id, sequence_ids, num_tokens, tenant)
+        self._tenants.use(tenant, num_prompt_tokens)
         self._publish(msg.Accepted(command.key, sequence_ids))
 
     def _abort(self, command: msg.Abort) -> None:
@@ -367,6 +375,9 @@ class Engine:
         self._send_plans()
         self._core.settle()
         self._live.advance(outputs.sequence_ids)
+        if self._tenants.counts_tokens:
+            for tenant, num_tokens in self._live.tenants_of(outputs.sequence_ids).items():
+                self._tenants.use(tenant, num_tokens)
         spans, epoch = self._profiler.spans, self._epoch
         if spans is not None:
             spans.updated(epoch, report.result, resumed, resumed + update_seconds)

@@ -79,7 +79,8 @@ def _shortened(description: str) -> str:
     return f"{description[: half - 1]}…{description[-half:]}"
 
 
-async def _abort(context: Any, problem: Problem) -> NoReturn:
+async def abort(context: Any, problem: Problem) -> NoReturn:
+    """Ends a call with the status of a problem."""
     status = to_status(problem)
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort raises")
@@ -98,7 +99,7 @@ def handler(method: _Handler) -> _Handler:
                 raise
             except Exception:
                 problem = internal_problem("a handler failed", method=method.__name__)
-            await _abort(context, problem)
+            await abort(context, problem)
         except grpc.aio.InternalError:
             # A write whose client has gone while it waited.
             raise asyncio.CancelledError from None

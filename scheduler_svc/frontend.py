@@ -40,6 +40,8 @@ class Frontend:
     def __init__(self, send: Callable[[msg.Command], None], on_serving: Callable[[bool], None]) -> None:
         """`on_serving` is called whenever the engine begins or ceases to accept requests."""
         self.state = msg.EngineState(serving=False)
+        self.keys: tuple[msg.ApiKey, ...] | None = None
+        """Those that are good, where keys are asked for; None before the engine has told."""
         self.closed = asyncio.Event()
         """Set when nothing is answered any more."""
         self._send, self._on_serving = send, on_serving
@@ -87,8 +89,8 @@ class Frontend:
             if not querying.done():
                 querying.set_exception(ServiceError(_STOPPING))
 
-    async def submit(self, request: Request, stream: RequestStream) -> int:
-        """Hands a request to the engine, whose events then go to `stream`; returns its key.
+    async def submit(self, request: Request, stream: RequestStream, tenant: str = "") -> int:
+        """Hands a request of a tenant to the engine, whose events then go to `stream`; returns its key.
 
         ServiceError where the engine refuses it. `leave` has to be called with the key in the end.
         """
@@ -96,7 +98,7 @@ class Frontend:
         key = next(self._keys)
         accepted = asyncio.get_running_loop().create_future()
         self._live[key], self._accepting[key] = _LiveStream(key, stream), accepted
-        self._send(msg.Submit(key, request))
+        self._send(msg.Submit(key, request, tenant))
         try:
             problem = await accepted
         except asyncio.CancelledError:
@@ -184,6 +186,8 @@ class Frontend:
                 self.state = event
                 if changed:
                     self._on_serving(event.serving)
+            case msg.ApiKeys():
+                self.keys = event.keys
             case _:
                 _settle(self._querying.get(event.key), event)
 

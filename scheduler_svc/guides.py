@@ -86,6 +86,8 @@ class Guides:
     _compiler: "asyncio.Future[GrammarCompiler] | None" = None
     _compiling: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     """By the key of the request."""
+    _tenants: dict[int, str] = field(default_factory=dict)
+    """Whose those requests are."""
     _sequences: dict[int, _GuidedSequence] = field(default_factory=dict)
     _compile_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_NUM_COMPILE_THREADS, "compile-grammar")
@@ -122,9 +124,15 @@ class Guides:
             self.post(Compiled(command, problem))
             return
         self._compiling[command.key] = asyncio.ensure_future(self._compile(command))
+        self._tenants[command.key] = command.tenant
+
+    def num_compiling(self, tenant: str) -> int:
+        """How many requests of a tenant wait for their grammars."""
+        return sum(other == tenant for other in self._tenants.values())
 
     def withdraw(self, key: int) -> bool:
         """Gives up compiling for a request; False where it was not compiling."""
+        self._tenants.pop(key, None)
         task = self._compiling.pop(key, None)
         if task is not None:
             task.cancel()
@@ -147,6 +155,7 @@ class Guides:
             outcome = Problem(Code.INVALID_ARGUMENT, "takes too long to compile", field_name)
         except Exception:
             outcome = internal_problem("a grammar was not compiled")
+        self._tenants.pop(command.key, None)
         if self._compiling.pop(command.key, None) is not None:
             self.post(Compiled(command, outcome))
 

@@ -19,6 +19,7 @@ from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.executor_access import SECRET_FLAG, ExecutorAccess
 from scheduler_svc.plan_writer import PlanWriter
 from scheduler_svc.recording import Recorder
 from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, decode_session, encode_plan
@@ -96,7 +97,7 @@ class ExecutorLink:
 
     def __init__(
         self,
-        address: str,
+        access: ExecutorAccess,
         model_fingerprint: str,
         *,
         take_over: bool = False,
@@ -108,7 +109,8 @@ class ExecutorLink:
         `record` is where to write all that passes; ValueError where that cannot be opened.
         """
         self.scheduler_id = secrets.token_hex(16)
-        self._address, self._model_fingerprint = address, model_fingerprint
+        self._access, self._model_fingerprint = access, model_fingerprint
+        self._address = access.address
         self._emit: Callable[[LinkEvent], None] = lambda event: None
         self._take_over, self._loss_timeout = take_over, loss_timeout
         self._weights_fingerprint = ""
@@ -195,13 +197,13 @@ class ExecutorLink:
 
     async def _run_channel(self) -> None:
         """Connects, opens a session and runs it until it is lost. Raises _Lost or _Final."""
-        async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+        async with self._access.channel(_OPTIONS) as channel:
             stub = ExecutorServiceStub(channel)
             try:
                 epoch = await self._describe(stub)
             except grpc.aio.AioRpcError as error:
-                raise _Lost(_reason(error)) from error
-            call = stub.Execute()
+                raise self._undescribed(error) from error
+            call = stub.Execute(metadata=self._access.metadata)
             try:
                 await self._open(call, epoch)
                 await self._run_session(call)
@@ -212,7 +214,7 @@ class ExecutorLink:
         """Returns the epoch of a warm executor that holds the right model."""
         while True:
             answer: pb.DescribeResponse = await stub.Describe(
-                pb.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_SECONDS
+                pb.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_SECONDS, metadata=self._access.metadata
             )
             self._check(answer.description)
             if self._is_fenced(answer):
@@ -223,6 +225,13 @@ class ExecutorLink:
             if not self._was_opened:
                 self._start_clock()
             await asyncio.sleep(_WARM_UP_POLL_SECONDS)
+
+    def _undescribed(self, error: grpc.aio.AioRpcError) -> Exception:
+        """What it means that the executor does not say what it is."""
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._was_opened:
+            reason = f"{SECRET_FLAG}: the executor at {self._address} wants another secret"
+            return _Final(LinkFailed(reason))
+        return _Lost(_reason(error))
 
     def _is_fenced(self, answer: pb.DescribeResponse) -> bool:
         """Whether another scheduler has had the executor since our last session.

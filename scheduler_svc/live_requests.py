@@ -1,5 +1,6 @@
 """The requests that the engine has accepted and not ended: whose sequences are whose, and what was counted."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class LiveRequest:
     num_prompt_tokens: int
     live: set[int]
     """Those of its sequences that have not ended."""
+    tenant: str = ""
     is_started: bool = False
     """Whether its first sequence was started."""
     num_preemptions: int = 0
@@ -38,7 +40,9 @@ class LiveRequests:
     num_waiting_tokens: int = 0
     """Their prompt tokens."""
     _by_key: dict[int, LiveRequest] = field(default_factory=dict)
-    _ids: set[str] = field(default_factory=set)
+    _ids: set[tuple[str, str]] = field(default_factory=set)
+    """Tenant and id: what one tenant calls its requests is nothing to another."""
+    _num_by_tenant: Counter[str] = field(default_factory=Counter)
     _sequences: dict[int, _LiveSequence] = field(default_factory=dict)
     _num_failures: dict[int, int] = field(default_factory=dict)
     """By sequence: failed plans that it was part of since its last token."""
@@ -49,15 +53,27 @@ class LiveRequests:
     def __iter__(self) -> Iterator[LiveRequest]:
         return iter(list(self._by_key.values()))
 
-    def has_id(self, request_id: str) -> bool:
-        """Whether a live request has this id."""
-        return request_id in self._ids
+    def has_id(self, tenant: str, request_id: str) -> bool:
+        """Whether a live request of the tenant has this id."""
+        return (tenant, request_id) in self._ids
 
-    def add(self, key: int, request_id: str, sequence_ids: tuple[int, ...], num_prompt_tokens: int) -> None:
+    def num_of(self, tenant: str) -> int:
+        """How many live requests a tenant has."""
+        return self._num_by_tenant[tenant]
+
+    def add(
+        self,
+        key: int,
+        request_id: str,
+        sequence_ids: tuple[int, ...],
+        num_prompt_tokens: int,
+        tenant: str = "",
+    ) -> None:
         """Takes in an accepted request."""
-        request = LiveRequest(key, request_id, sequence_ids, num_prompt_tokens, set(sequence_ids))
+        request = LiveRequest(key, request_id, sequence_ids, num_prompt_tokens, set(sequence_ids), tenant)
         self._by_key[key] = request
-        self._ids.add(request_id)
+        self._ids.add((tenant, request_id))
+        self._num_by_tenant[tenant] += 1
         self._sequences |= {sequence_id: _LiveSequence(request) for sequence_id in sequence_ids}
         self.num_waiting += 1
         self.num_waiting_tokens += num_prompt_tokens
@@ -82,6 +98,11 @@ class LiveRequests:
         request.is_started = True
         self._leave_queue(request)
         return request
+
+    def tenants_of(self, sequence_ids: Int64Array) -> Counter[str]:
+        """How many of these sequences, those that are live, each tenant has."""
+        found = (self._sequences.get(sequence_id) for sequence_id in sequence_ids.tolist())
+        return Counter(sequence.request.tenant for sequence in found if sequence is not None)
 
     def advance(self, sequence_ids: Int64Array) -> None:
         """Notes that sequences got a token."""
@@ -114,7 +135,10 @@ class LiveRequests:
 
     def _forget(self, request: LiveRequest) -> None:
         del self._by_key[request.key]
-        self._ids.discard(request.request_id)
+        self._ids.discard((request.tenant, request.request_id))
+        self._num_by_tenant[request.tenant] -= 1
+        if not self._num_by_tenant[request.tenant]:
+            del self._num_by_tenant[request.tenant]
         if not request.is_started:
             self._leave_queue(request)
 

@@ -24,11 +24,13 @@ class Code(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Submit:
 
     key: int
     request: Request
+    tenant: str = ""
+    """Whose request it is; empty where API keys are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,24 @@ class StopProfile:
 Command = Submit | Abort | LoadQuery | ResetPrefixCache | Drain | StartProfile | StopProfile
 
 
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What one tenant may do at once and over time."""
+
+    tenant: str
+    max_concurrency: int | None = None
+    """Most requests that wait or run; None: no limit."""
+    tokens_per_second: float | None = None
+    """Prompt and output tokens together; None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimits:
+    """From now on tenants have these limits, and others none. Of the engine's own process, not of an API: no answer."""
+
+    limits: tuple[TenantLimits, ...]
+
+
 # Events
 
 
@@ -118,6 +140,25 @@ class EngineState:
     max_model_len: int = 0
     vocab_size: int = 0
     weights_fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that lets in whoever shows it, known by its hash alone."""
+
+    sha256: bytes
+    tenant: str
+    shares_prefix_cache: bool = False
+    """Whether the tenant's prefixes are in the cache that all such tenants share, and not in one of its own."""
+    is_admin: bool = False
+    """Whether AdminService may be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeys:
+    """The keys that are good from now on, where keys are asked for. Until the first of these none is."""
+
+    keys: tuple[ApiKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,4 +330,14 @@ class ProfileReply:
     """What was recorded, where one has ended."""
 
 
-Event = EngineState | Accepted | Refused | StepBatch | LoadReply | PrefixCacheReset | Drained | ProfileReply
+Event = (
+    EngineState
+    | ApiKeys
+    | Accepted
+    | Refused
+    | StepBatch
+    | LoadReply
+    | PrefixCacheReset
+    | Drained
+    | ProfileReply
+)

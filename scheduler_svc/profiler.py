@@ -7,12 +7,12 @@ from typing import Any
 
 import grpc
 
-from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from nanoserve.profiles import MAX_STEPS, Profile, decode_profile
 from scheduler_svc import messages as msg
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.messages import Code, Problem
 from scheduler_svc.step_spans import StepSpans
 
@@ -31,8 +31,8 @@ _CODES = {
 class Profiler:
     """Belongs to the engine's loop. Calls to the executor are made one after the other, in tasks of their own."""
 
-    def __init__(self, executor: str, publish: Callable[[msg.Event], None]) -> None:
-        """`executor` is where it listens; answers go to `publish`."""
+    def __init__(self, executor: ExecutorAccess, publish: Callable[[msg.Event], None]) -> None:
+        """Answers go to `publish`."""
         self.spans: StepSpans | None = None
         """What the engine's steps are noted in; None: nothing is."""
         self._recorded: StepSpans | None = None
@@ -101,8 +101,9 @@ class Profiler:
             self.spans = self._recorded = former
 
     async def _call(self, method: str, request: Any, timeout: float) -> Any:
-        async with grpc.aio.insecure_channel(self._executor, options=CHANNEL_OPTIONS) as channel:
-            return await getattr(ExecutorServiceStub(channel), method)(request, timeout=timeout)
+        async with self._executor.channel() as channel:
+            call = getattr(ExecutorServiceStub(channel), method)
+            return await call(request, timeout=timeout, metadata=self._executor.metadata)
 
 
 def _joined(spans: StepSpans, response: pb.StopProfileResponse) -> Profile:

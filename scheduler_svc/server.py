@@ -9,18 +9,22 @@ from typing import Protocol
 import structlog
 
 from scheduler_svc.admission import Admission
+from scheduler_svc.api_keys import read_api_keys
+from scheduler_svc.api_server import ApiAccess
 from scheduler_svc.config import SchedulerConfig
 from scheduler_svc.engine import Engine, EngineExit, Inbox
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.executor_access import executor_access, executor_tls
 from scheduler_svc.frontend import cancel_task
 from scheduler_svc.grammars import is_available
 from scheduler_svc.guides import Guides
 from scheduler_svc.link import ExecutorLink
 from scheduler_svc.local_api import LocalApi
-from scheduler_svc.messages import Command, Event
+from scheduler_svc.messages import ApiKeys, Command, Event, SetLimits
 from scheduler_svc.metrics_server import MetricsServer
 from scheduler_svc.model import Model
 from scheduler_svc.profiler import Profiler
+from scheduler_svc.security_flags import server_tls
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
 
 _log = structlog.get_logger()
@@ -55,8 +59,11 @@ class SchedulerServer:
     def __init__(self, config: SchedulerConfig, model: Model) -> None:
         self._config = config
         self._inbox: Inbox = asyncio.Queue()
+        self._key_file = None if config.api_key_file is None else read_api_keys(config.api_key_file)
+        tls = executor_tls(config.executor_tls_ca, config.executor_tls_cert, config.executor_tls_key)
+        executor = executor_access(config.executor, tls, config.executor_secret_file)
         self._link = ExecutorLink(
-            config.executor,
+            executor,
             model.fingerprint,
             take_over=config.take_over,
             loss_timeout=config.executor_loss_timeout,
@@ -68,11 +75,13 @@ class SchedulerServer:
             self._metrics = MetricsServer(config.metrics_listen, model.name, submit)
             submit = self._metrics.submit
         self.api: Api
+        access = ApiAccess(server_tls(config), requires_keys=config.api_key_file is not None)
         if config.api_workers:
-            flags = WorkerFlags(model.folder, model.name, config.log_level)
+            access.tls.credentials()  # what is wrong with its files is told once, and not by each worker
+            flags = WorkerFlags(model.folder, model.name, config.log_level, access)
             self.api = WorkerPool(config.listen, config.api_workers, flags, submit)
         else:
-            self.api = LocalApi(config.listen, model, submit)
+            self.api = LocalApi(config.listen, model, access, submit)
         guides = Guides(model.tokenizer.to_json, model.eos_token_ids, self._inbox.put_nowait)
         self._guides = guides if is_available() else None
         self._engine = Engine(
@@ -81,7 +90,7 @@ class SchedulerServer:
             self._inbox,
             self._link,
             self._publish if self._metrics is not None else self.api.receive,
-            Profiler(config.executor, self.api.receive),
+            Profiler(executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
             guides=self._guides,
         )
@@ -98,11 +107,31 @@ class SchedulerServer:
 
     async def start(self) -> str:
         """Listens, and begins to look for the executor; returns the address. ValueError where it cannot listen."""
+        self._tell_keys()
         if self._metrics is not None:
             _log.info("metrics_listening", address=self._metrics.start())
         address = await self.api.start()
         self._engine_task = asyncio.ensure_future(self._engine.run())
         return address
+
+    def reload_keys(self) -> None:
+        """Reads the key file again; one that is no good is logged, and the keys stay as they are."""
+        path = self._config.api_key_file
+        if path is None:
+            return
+        try:
+            self._key_file = read_api_keys(path)
+        except ValueError as error:
+            _log.error("api keys not reloaded", reason=str(error))
+            return
+        self._tell_keys()
+        _log.info("api keys reloaded", num_keys=len(self._key_file.keys))
+
+    def _tell_keys(self) -> None:
+        """Tells the engine what tenants may do, and the API who they are."""
+        if self._key_file is not None:
+            self._inbox.put_nowait(SetLimits(self._key_file.limits))
+            self.api.receive(ApiKeys(self._key_file.keys))
 
     async def wait(self) -> EngineExit:
         """Waits until the engine stops by itself, or the API by a bug."""

@@ -45,6 +45,7 @@ def encode_command(command: msg.Command) -> pb.Command:
     match command:
         case msg.Submit():
             message.submit.CopyFrom(_encode_request(command.request))
+            message.submit.tenant = command.tenant
         case msg.Abort():
             message.abort.indices.extend(command.indices or ())
             message.abort.SetInParent()
@@ -65,7 +66,7 @@ def decode_command(message: pb.Command, key: int) -> msg.Command:
     """A command of a worker, under the engine's key."""
     match message.WhichOneof("command"):
         case "submit":
-            return msg.Submit(key, _decode_request(message.submit))
+            return msg.Submit(key, _decode_request(message.submit), message.submit.tenant)
         case "abort":
             return msg.Abort(key, tuple(message.abort.indices) or None)
         case "load_query":

@@ -33,6 +33,8 @@ def encode_event(event: msg.Event, key_of: Callable[[int], int]) -> pb.Event:
             return message
         case msg.EngineState():
             return pb.Event(state=pb.EngineState(**asdict(event)))
+        case msg.ApiKeys():
+            return pb.Event(api_keys=pb.ApiKeys(keys=[pb.ApiKey(**asdict(key)) for key in event.keys]))
         case msg.Accepted():
             return pb.Event(accepted=pb.Accepted(key=key_of(event.key), sequence_ids=event.sequence_ids))
         case msg.Refused():
@@ -60,6 +62,8 @@ def decode_event(message: pb.Event) -> msg.Event:
             return msg.EngineState(
                 state.serving, state.max_model_len, state.vocab_size, state.weights_fingerprint
             )
+        case "api_keys":
+            return msg.ApiKeys(tuple(map(_decode_key, message.api_keys.keys)))
         case "accepted":
             return msg.Accepted(message.accepted.key, tuple(message.accepted.sequence_ids))
         case "refused":
@@ -74,6 +78,10 @@ def decode_event(message: pb.Event) -> msg.Event:
         case "profile":
             return _decode_profile_reply(message.profile)
     raise FrameError("an event that says nothing")
+
+
+def _decode_key(message: pb.ApiKey) -> msg.ApiKey:
+    return msg.ApiKey(message.sha256, message.tenant, message.shares_prefix_cache, message.is_admin)
 
 
 def _encode_problem(problem: msg.Problem) -> pb.Problem:

@@ -50,6 +50,7 @@ class WorkerHub:
         self._events: list[msg.Event] = []
         self._is_flushing = False
         self._state = msg.EngineState(serving=False)
+        self._keys: msg.ApiKeys | None = None
         self._is_open = False
         self._drained: asyncio.Future[int] | None = None
 
@@ -59,6 +60,8 @@ class WorkerHub:
         """Takes in a worker; returns the number of its connection."""
         worker = _Worker(next(self._numbers), send, on_listening)
         self._workers[worker.number] = worker
+        if self._keys is not None:
+            worker.events.append(_frame(self._keys))
         self._tell_state([worker])
         return worker.number
 
@@ -145,6 +148,10 @@ class WorkerHub:
             case msg.EngineState():
                 self._state = event
                 self._tell_state(self._workers.values())
+            case msg.ApiKeys():
+                self._keys = event
+                for connected in self._workers.values():
+                    connected.events.append(_frame(event))
             case msg.Drained() if event.key == _OWN_KEY:
                 if self._drained is not None and not self._drained.done():
                     self._drained.set_result(event.num_aborted_requests)

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,7 @@ import structlog
 from nanoserve.listening import reserve_port
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
-from scheduler_svc.api_server import READ_OUT_SECONDS
+from scheduler_svc.api_server import READ_OUT_SECONDS, ApiAccess
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import cancel_task
 from scheduler_svc.heartbeat import PING_SECONDS, Heartbeat
@@ -39,6 +39,17 @@ class WorkerFlags:
     model_folder: Path
     model_name: str
     log_level: str
+    access: ApiAccess = field(default_factory=ApiAccess)
+
+    def words(self) -> list[str]:
+        """The flags as a worker's command line has them."""
+        tls = self.access.tls
+        files = {"tls-cert": tls.cert, "tls-key": tls.key, "tls-client-ca": tls.client_ca}
+        return [
+            *(f"--model={self.model_folder}", f"--name={self.model_name}", f"--log-level={self.log_level}"),
+            *(f"--{name}={path}" for name, path in files.items() if path is not None),
+            *(["--requires-keys"] if self.access.requires_keys else []),
+        ]
 
 
 class WorkerPool:
@@ -156,11 +167,9 @@ class WorkerPool:
         return f"{reason}, status {status}"
 
     async def _spawn(self, index: int, fd: int) -> asyncio.subprocess.Process:
-        flags = self._flags
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scheduler_svc.api_worker", f"--index={index}", f"--fd={fd}"),
-            *(f"--listen={self._address}", f"--model={flags.model_folder}", f"--name={flags.model_name}"),
-            f"--log-level={flags.log_level}",
+            *(f"--listen={self._address}", *self._flags.words()),
             pass_fds=[fd],
             stdin=asyncio.subprocess.DEVNULL,
         )

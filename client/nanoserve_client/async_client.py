@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-import grpc.aio
 
 from nanoserve.profiles import Profile, decode_profile
 from nanoserve.v1 import admin_pb2
@@ -16,9 +15,9 @@ from nanoserve_client.connection import (
     DEFAULT_CONNECT_TIMEOUT,
     Connector,
     Deadline,
-    channel_options,
     checked_address,
 )
+from nanoserve_client.credentials import Credentials
 from nanoserve_client.errors import NanoserveError
 from nanoserve_client.events import CompletionBuilder
 from nanoserve_client.lanes import Lanes
@@ -104,13 +103,17 @@ class AsyncClient:
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         connections: int = 1,
+        api_key: str | None = None,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        insecure: bool = False,
     ) -> None:
         self.address = checked_address(address)
+        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
         # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
-        self._lanes = Lanes(
-            lambda: grpc.aio.insecure_channel(address, options=channel_options()), connections
-        )
+        self._lanes = Lanes(credentials.aio_channel, connections, credentials.metadata)
 
     def stream(
         self,
@@ -221,6 +224,6 @@ class AsyncClient:
         deadline = Deadline(timeout)
         await self._connector.connect_async(deadline)
         try:
-            return await method(request, timeout=deadline.remaining())
+            return await method(request, timeout=deadline.remaining(), metadata=self._lanes.metadata)
         except grpc.RpcError as error:
             raise self._connector.failure(error) from error

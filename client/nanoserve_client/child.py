@@ -64,9 +64,13 @@ class Child:
 
     def terminate(self) -> None:
         """Asks it to end (SIGTERM)."""
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, unless it has ended."""
         with self._signalling:
             if not self._reaped:
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Ends it and what it has started (SIGKILL to the group)."""

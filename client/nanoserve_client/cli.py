@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from nanoserve.flags import OneLineParser
 from nanoserve_client.commands import (
+    api_key,
     calibrate,
     chat,
     generate,
@@ -25,6 +26,7 @@ _COMMANDS = {
     "generate": (generate, "continue a prompt"),
     "chat": (chat, "talk with the served model"),
     "load": (load, "show the load of a server"),
+    "api-key": (api_key, "make an API key and its entry for the scheduler's key file"),
     "profile": (profile, "record some steps of a server as one Chrome trace"),
     "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),
     "verify-recording": (verify_recording, "check a scheduler's recording without an executor"),

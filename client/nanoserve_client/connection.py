@@ -48,7 +48,8 @@ def channel_options() -> Sequence[tuple[str, int]]:
         *CHANNEL_OPTIONS,
         # A server that starts again is found soon after it listens; grpc would wait 1 s, then up to 120 s.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # How long an attempt may take, whatever the name says: a handshake of TLS is several round trips.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # Otherwise a channel inherits the backoff of another one to the same address.
         ("grpc.use_local_subchannel_pool", 1),

@@ -9,7 +9,8 @@
         ├── NotFound                         another model than the served one
         ├── AlreadyExists                    a live request has this request_id
         ├── ResourceExhausted                overload; `retry_after_seconds` says when to come back
-        ├── Unauthenticated
+        ├── Unauthenticated                  the server wants a key, or another one
+        ├── PermissionDenied                 the key is not an administrator's
         ├── Unimplemented                    `violations` say which fields
         ├── DeadlineExceeded                 the call's `timeout` has passed
         ├── Cancelled                        ended by the server's side, or by another thread of the caller
@@ -103,6 +104,10 @@ class Unauthenticated(ApiError):
     """The server wants a key, or another one."""
 
 
+class PermissionDenied(ApiError):
+    """The key does not allow this call."""
+
+
 class Unimplemented(ApiError):
     """The contract has this, the server does not serve it."""
 
@@ -137,6 +142,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ApiError]] = {
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,

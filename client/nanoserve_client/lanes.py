@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from nanoserve.bearer import Metadata
 from nanoserve.v1 import admin_pb2_grpc, inference_pb2_grpc
 from nanoserve_client.errors import InvalidRequest
 
@@ -30,11 +31,13 @@ class Lane:
 class Lanes:
     """At most `connections` of them; threads may share it. InvalidRequest where that is not in [1, 256]."""
 
-    def __init__(self, make_channel: Callable[[], Any], connections: int) -> None:
+    def __init__(self, make_channel: Callable[[], Any], connections: int, metadata: Metadata = ()) -> None:
+        """`metadata` goes with every call."""
         is_count = isinstance(connections, int) and not isinstance(connections, bool)
         if not is_count or not 1 <= connections <= MAX_CONNECTIONS:
             raise InvalidRequest(f"connections: must be in [1, {MAX_CONNECTIONS}], got {connections!r}")
         self._make_channel, self._connections = make_channel, connections
+        self.metadata = metadata
         self._lock = threading.RLock()  # a stream that is collected may be cancelled amidst all this
         self._lanes: list[Lane] = []
 
@@ -50,7 +53,7 @@ class Lanes:
             lane = self._least_loaded()
             lane.num_streams += 1
         try:
-            call = lane.inference.Generate(request, timeout=timeout)
+            call = lane.inference.Generate(request, timeout=timeout, metadata=self.metadata)
         except BaseException:
             self._release(lane)
             raise

@@ -26,8 +26,12 @@ def backoff_seconds(num_failures: int) -> float:
 class Service:
     """A process that is started again whenever it ends. Making it starts it."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Log, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Log, changed: Callable[[], None], *, asks_health: bool
+    ) -> None:
+        """A service without `asks_health` is taken to serve once it says that it listens, which it does by then."""
         self.name = name
+        self._asks_health = asks_health
         self.command = list(command)
         """What the next process will run."""
         self._log = log
@@ -42,7 +46,8 @@ class Service:
             status = self.child.exit_status
             ended = f"the {self.name} ended with status {status} before it served"
             raise ServerStartError(self.name, self.child.last_words or ended, status)
-        return self.child.listening is not None and is_serving(self.child.listening)
+        address = self.child.listening
+        return address is not None and (not self._asks_health or is_serving(address))
 
     def keep_running(self) -> float | None:
         """Restarts the process where it has ended and its time has come; returns seconds until then, if any."""

@@ -5,6 +5,7 @@ so it is not the caller's, which may be a short-lived one.
 """
 
 import math
+import signal
 import sys
 import threading
 import time
@@ -115,6 +116,12 @@ class LocalServer:
         if self._thread.ident is not None:
             _wait(self._ended)
 
+    def reload_keys(self) -> None:
+        """Has the scheduler, if it listens, read its --api-key-file again."""
+        for service in self._services[1:]:
+            if service.child.listening is not None:
+                service.child.send_signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """Ends both processes at once, also while `stop` waits for them."""
         self._impatient.set()
@@ -166,7 +173,10 @@ class LocalServer:
             ("executor", [*self._executor_command, f"--listen={self.executor_address}"]),
             ("scheduler", [*self._scheduler_command, f"--executor={self.executor_address}"]),
         ):
-            self._services.append(Service(name, command, self._log, self._wake.set))
+            # Behind TLS it would want to know who asks.
+            asks_health = not any(word.startswith("--tls-") for word in command)
+            service = Service(name, command, self._log, self._wake.set, asks_health=asks_health)
+            self._services.append(service)
         self._await_serving(begun)
         scheduler = self._services[1]
         self.address = scheduler.child.listening or self.address

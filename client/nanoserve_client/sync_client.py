@@ -14,9 +14,9 @@ from nanoserve_client.connection import (
     DEFAULT_CONNECT_TIMEOUT,
     Connector,
     Deadline,
-    channel_options,
     checked_address,
 )
+from nanoserve_client.credentials import Credentials
 from nanoserve_client.errors import NanoserveError
 from nanoserve_client.events import CompletionBuilder
 from nanoserve_client.lanes import Lanes
@@ -91,6 +91,10 @@ class Client:
     one that is refused raises ConnectionFailed at once, unless `wait_for_ready` says to try again until then. Every
     `timeout` is the call's deadline in seconds, connecting included; None is no deadline. Generations are spread over
     `connections`: one is enough unless the server has `--api-workers`, see docs/adr/0006-api-workers.md.
+
+    `api_key` is shown with every call. `tls_ca` names a PEM file of the roots that the server's certificate must come
+    from, and turns TLS on; `tls_cert` and `tls_key` the files of a certificate to show. `insecure` allows a key to be
+    sent to another machine without TLS. See docs/security.md.
     """
 
     def __init__(
@@ -100,10 +104,16 @@ class Client:
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         connections: int = 1,
+        api_key: str | None = None,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        insecure: bool = False,
     ) -> None:
         self.address = checked_address(address)
+        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
-        self._lanes = Lanes(lambda: grpc.insecure_channel(address, options=channel_options()), connections)
+        self._lanes = Lanes(credentials.channel, connections, credentials.metadata)
 
     def stream(
         self,
@@ -212,6 +222,6 @@ class Client:
         deadline = Deadline(timeout)
         self._connector.connect(deadline)
         try:
-            return method(request, timeout=deadline.remaining())
+            return method(request, timeout=deadline.remaining(), metadata=self._lanes.metadata)
         except grpc.RpcError as error:
             raise self._connector.failure(error) from error

@@ -7,6 +7,11 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # What a client may send at once to the API, which answers RESOURCE_EXHAUSTED to more: a prompt of a million token ids
 # is under 4 MiB. Answers have the limit above.
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
+# What a caller may hold open over one connection, and say about each call.
+MAX_STREAMS_PER_CONNECTION = 1024
+MAX_METADATA_BYTES = 16 * 1024
+# How long a connection may take to say, and to prove where TLS asks for it, what it is.
+_HANDSHAKE_SECONDS = 20
 # As the kernel has it: sun_path is 108 bytes, the last of them 0.
 _MAX_SOCKET_PATH_BYTES = 107
 
@@ -21,6 +26,10 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
     *CHANNEL_OPTIONS,
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.server_handshake_timeout_ms", _HANDSHAKE_SECONDS * 1000),
     # Two servers on one port would each get some of the calls: an address in use must be an error.
     ("grpc.so_reuseport", 0),
 ]

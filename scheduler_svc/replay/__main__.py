@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanoserve.address import check_address
+from scheduler_svc.executor_access import EXECUTOR_FLAGS, executor_access, executor_tls
 from scheduler_svc.replay.player import Comparison, Divergence, PlayError, play
 from scheduler_svc.replay.reader import RecordingError, read_recording
 from scheduler_svc.replay.verifier import Report, verify
@@ -26,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--executor", metavar="ADDR", help="play it on the executor at host:port or unix:PATH")
     what.add_argument("--verify-only", action="store_true", help="check its plans and results offline")
     parser.add_argument("--take-over", action="store_true", help="end another scheduler's session first")
+    for name in EXECUTOR_FLAGS:
+        parser.add_argument(name, metavar="F", help="as of nanoserve-scheduler")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -42,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome: Report | Comparison = verify(entries)
         else:
             address = check_address("--executor", arguments.executor)
-            outcome = play(entries, address, take_over=arguments.take_over)
+            tls = executor_tls(
+                arguments.executor_tls_ca, arguments.executor_tls_cert, arguments.executor_tls_key
+            )
+            executor = executor_access(address, tls, arguments.executor_secret_file)
+            outcome = play(entries, executor, take_over=arguments.take_over)
     except (RecordingError, PlayError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

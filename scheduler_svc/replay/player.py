@@ -15,11 +15,12 @@ from typing import Any
 
 import grpc
 
-from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.arrays import unpack_int32
+from nanoserve.bearer import Metadata
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from nanoserve.executor.v1.recording_pb2 import RecordingEntry
+from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.replay.reader import PlanView, RecordingError
 
 _CALL_TIMEOUT_SECONDS = 10.0
@@ -76,15 +77,17 @@ class _Stopped(Exception):
     """Nothing behind this divergence can be compared."""
 
 
-def play(entries: Iterable[RecordingEntry], address: str, *, take_over: bool = False) -> Comparison:
-    """Plays a recording's entries, the header first, on the executor at `address`.
+def play(
+    entries: Iterable[RecordingEntry], executor: ExecutorAccess, *, take_over: bool = False
+) -> Comparison:
+    """Plays a recording's entries, the header first, on an executor.
 
     Goes on behind a token that differs, to count, but not behind an answer of another kind. PlayError where the
     executor cannot be reached, is not one that can play the recording, or has another scheduler (unless `take_over`).
     """
     comparison = Comparison()
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        player = _Player(ExecutorServiceStub(channel), take_over, comparison)
+    with executor.blocking_channel() as channel:
+        player = _Player(ExecutorServiceStub(channel), executor.metadata, take_over, comparison)
         try:
             for entry in entries:
                 player.take(entry)
@@ -99,7 +102,10 @@ def play(entries: Iterable[RecordingEntry], address: str, *, take_over: bool = F
 class _Player:
     """The state between two entries."""
 
-    def __init__(self, stub: ExecutorServiceStub, take_over: bool, comparison: Comparison) -> None:
+    def __init__(
+        self, stub: ExecutorServiceStub, metadata: Metadata, take_over: bool, comparison: Comparison
+    ) -> None:
+        self._metadata = metadata
         self._stub, self._take_over, self._comparison = stub, take_over, comparison
         self._scheduler_id = f"replay-{secrets.token_hex(8)}"
         self._session: _PlayedSession | None = None
@@ -136,7 +142,7 @@ class _Player:
         self._comparison.num_sessions += 1
         try:
             epoch = self._describe(recorded.description)
-            session = _PlayedSession(self._stub, self._comparison)
+            session = _PlayedSession(self._stub, self._metadata, self._comparison)
             session.open(
                 pb.OpenSession(
                     scheduler_id=self._scheduler_id, expected_epoch=epoch, take_over=self._take_over
@@ -152,7 +158,9 @@ class _Player:
     def _describe(self, recorded: pb.ExecutorDescription) -> int:
         """Returns the epoch of a warm executor that can play what was recorded."""
         while True:
-            answer = self._stub.Describe(pb.DescribeRequest(), timeout=_CALL_TIMEOUT_SECONDS)
+            answer = self._stub.Describe(
+                pb.DescribeRequest(), timeout=_CALL_TIMEOUT_SECONDS, metadata=self._metadata
+            )
             for name in _SAME:
                 got, wanted = getattr(answer.description, name), getattr(recorded, name)
                 if got != wanted:
@@ -179,6 +187,7 @@ class _PlayedSession:
     """One stream to the executor."""
 
     stub: ExecutorServiceStub
+    metadata: Metadata
     comparison: Comparison
     _requests: SimpleQueue[pb.ExecuteRequest | None] = field(default_factory=SimpleQueue)
     _call: Any = None
@@ -190,7 +199,7 @@ class _PlayedSession:
     def open(self, opening: pb.OpenSession) -> None:
         """Opens the session; grpc.RpcError where that is refused."""
         self._requests.put(pb.ExecuteRequest(open=opening))
-        self._call = self.stub.Execute(iter(self._requests.get, None))
+        self._call = self.stub.Execute(iter(self._requests.get, None), metadata=self.metadata)
         next(self._call)
 
     def send(self, plan: pb.StepPlan) -> None:

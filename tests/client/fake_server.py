@@ -125,6 +125,8 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.A
         self.script = script
         self.load = LOAD
         self.requests: list[Any] = []
+        self.metadata: list[Any] = []
+        """Of Generate and Tokenize."""
         self.begun = threading.Event()
         """Set when a Generate has been received."""
         self.ended = threading.Event()
@@ -132,12 +134,14 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.A
 
     def Generate(self, request: pb.GenerateRequest, context: Any) -> Iterator[pb.GenerateResponse]:
         self.requests.append(request)
+        self.metadata.append(context.invocation_metadata())
         self.begun.set()
         context.add_callback(self.ended.set)
         yield from self.script(request, context)
 
     def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         self.requests.append(request)
+        self.metadata.append(context.invocation_metadata())
         return pb.TokenizeResponse(token_ids=request.text.encode())
 
     def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:

@@ -103,6 +103,7 @@ NAMED = {
     grpc.StatusCode.ALREADY_EXISTS: ns.AlreadyExists,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ns.ResourceExhausted,
     grpc.StatusCode.UNAUTHENTICATED: ns.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: ns.PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: ns.Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: ns.DeadlineExceeded,
     grpc.StatusCode.UNIMPLEMENTED: ns.Unimplemented,

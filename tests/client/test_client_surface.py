@@ -8,10 +8,11 @@ import nanoserve_client as ns
 
 NAMES = """
 AlreadyExists ApiError AsyncClient AsyncStream Cancelled Client Completed Completion CompletionOutput
-ConnectionFailed DeadlineExceeded Delta Event FieldViolation FinishReason Finished GenerateOptions GenerateParams
-Guided Internal InvalidArgument InvalidRequest Load Message Messages ModelInfo NanoserveError NotFound Profile
-Prompt PromptLogprobs ProtocolError ResourceExhausted SamplingDefaults ServerStartError Span Started StepStats Stream
-Timing TokenAlternative TokenLogprob Unauthenticated Unavailable Unimplemented Usage
+ConnectionFailed DeadlineExceeded Delta Event FieldViolation FinishReason Finished GenerateOptions
+GenerateParams Guided Internal InvalidArgument InvalidRequest Load Message Messages ModelInfo NanoserveError
+NotFound PermissionDenied Profile Prompt PromptLogprobs ProtocolError ResourceExhausted SamplingDefaults
+ServerStartError Span Started StepStats Stream Timing TokenAlternative TokenLogprob Unauthenticated
+Unavailable Unimplemented Usage
 """
 
 

@@ -39,13 +39,17 @@ def test_every_flag_sets_its_field() -> None:
         "load_format": "dummy",
         "seed": 7,
         "profile_dir": "some/profiles",
+        "tls_cert": "cert.pem",
+        "tls_key": "key.pem",
+        "tls_client_ca": "ca.pem",
+        "secret_file": "secret",
         "log_level": "debug",
         "virtual_step_ms": 0.5,
         "virtual_token_us": 0.25,
         "virtual_kv_token_ns": 2.0,
         "virtual_vocab_size": 11,
     }
-    switches = ("enforce_eager", "verify", "virtual", "virtual_poison")
+    switches = ("enforce_eager", "verify", "virtual", "virtual_poison", "insecure")
     arguments = [text for name, value in values.items() for text in (flag(name), str(value))]
     config = parse_config([*arguments, *map(flag, switches)])
     assert config == ExecutorConfig(**values, **dict.fromkeys(switches, True))  # type: ignore[arg-type]
@@ -58,6 +62,11 @@ def test_every_flag_sets_its_field() -> None:
         ("listen", "nowhere"),
         ("listen", "host:99999"),
         ("listen", "unix:"),
+        ("listen", "0.0.0.0:1"),
+        ("tls_cert", "cert.pem"),
+        ("tls_key", "key.pem"),
+        ("tls_client_ca", "ca.pem"),
+        ("secret_file", ""),
         ("model", ""),
         ("device", "tpu"),
         ("dtype", "float16"),

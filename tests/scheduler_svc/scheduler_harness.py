@@ -21,6 +21,7 @@ from executor_svc.virtual import CostModel, RunnerHooks, VirtualModel, VirtualRu
 from executor_svc.wire import Identity
 from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.checkpoint import demo_checkpoint
+from nanoserve.tls import ServerTls
 from nanoserve.v1 import admin_pb2, inference_pb2
 from nanoserve.v1.admin_pb2_grpc import AdminServiceStub
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
@@ -58,6 +59,8 @@ class Executor:
         self.model_fingerprint = demo_model().fingerprint
         self.weights_fingerprint = "weights"
         self.profiling: Profiling | None = None
+        self.tls: ServerTls | None = None
+        self.secret: str | None = None
         self._server: ExecutorServer | None = None
 
     def start(self) -> None:
@@ -69,7 +72,7 @@ class Executor:
             hooks=self.hooks,
         )
         identity = Identity(uuid.uuid4().hex, self.model_fingerprint, self.weights_fingerprint, "test")
-        self._server = ExecutorServer(self.address)
+        self._server = ExecutorServer(self.address, self.tls, self.secret)
         self._server.start(runner, identity, self.profiling)
 
     async def stop(self) -> None:

@@ -13,6 +13,7 @@ from scheduler_svc.core.request import Request
 from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.engine import Engine
+from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.link import Fenced, LinkEvent, LinkFailed, SessionOpened
 from scheduler_svc.profiler import Profiler
 
@@ -52,7 +53,7 @@ async def started() -> tuple[Engine, SilentLink, Any, list[msg.Event], "asyncio.
         inbox,
         link,
         events.append,
-        Profiler("unix:nowhere", events.append),
+        Profiler(ExecutorAccess("unix:nowhere"), events.append),
     )
     task = asyncio.ensure_future(engine.run())
     await asyncio.sleep(0)

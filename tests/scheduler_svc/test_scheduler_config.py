@@ -1,8 +1,11 @@
 """The scheduler's command line."""
 
+from typing import Any
+
 import pytest
 
 from scheduler_svc.config import SchedulerConfig, parse_config
+from scheduler_svc.security_flags import security_warnings
 
 
 def test_without_flags_the_defaults_hold():
@@ -31,6 +34,14 @@ def test_every_flag_sets_its_field():
             "--drain-timeout=0",
             "--take-over",
             "--record=/r",
+            "--api-key-file=/keys",
+            "--tls-cert=/c",
+            "--tls-key=/k",
+            "--tls-client-ca=/ca",
+            "--executor-tls-ca=/eca",
+            "--executor-tls-cert=/ec",
+            "--executor-tls-key=/ek",
+            "--executor-secret-file=/es",
             "--insecure",
             "--log-level=debug",
         ]
@@ -55,6 +66,14 @@ def test_every_flag_sets_its_field():
         drain_timeout=0.0,
         take_over=True,
         record="/r",
+        api_key_file="/keys",
+        tls_cert="/c",
+        tls_key="/k",
+        tls_client_ca="/ca",
+        executor_tls_ca="/eca",
+        executor_tls_cert="/ec",
+        executor_tls_key="/ek",
+        executor_secret_file="/es",
         insecure=True,
         log_level="debug",
     )
@@ -75,6 +94,12 @@ def test_every_flag_sets_its_field():
         ("--listen=0.0.0.0:1", "--insecure"),
         ("--listen=192.168.1.1:1", "--insecure"),
         ("--executor=x", "--executor"),
+        ("--api-key-file=", "--api-key-file"),
+        ("--tls-cert=/c", "--tls-key"),
+        ("--tls-key=/k", "--tls-cert"),
+        ("--tls-client-ca=/ca", "--tls-cert"),
+        ("--executor-tls-cert=/c", "--executor-tls-key"),
+        ("--executor-tls-key=/k", "--executor-tls-cert"),
         ("--pipeline-depth=0", "--pipeline-depth"),
         ("--pipeline-depth=two", "--pipeline-depth"),
         ("--max-queue-size=0", "--max-queue-size"),
@@ -111,3 +136,44 @@ def test_the_help_lists_the_choices(choices: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("listen", ["localhost:1", "127.0.0.2:1", "[::1]:1", "unix:/s"])
 def test_loopback_needs_no_word_of_consent(listen: str):
     assert SchedulerConfig(listen=listen).listen == listen
+
+
+EXPOSED = "0.0.0.0:1"
+TLS = {"tls_cert": "/c", "tls_key": "/k"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "lacking"),
+    [
+        ({}, ["--tls-cert", "--api-key-file"]),
+        (TLS, ["--api-key-file"]),
+        ({"api_key_file": "/keys"}, ["--tls-cert"]),
+        ({**TLS, "api_key_file": "/keys"}, []),
+        ({**TLS, "tls_client_ca": "/ca"}, []),
+    ],
+)
+def test_beyond_this_machine_both_tls_and_callers_are_asked_for(fields: dict[str, Any], lacking: list[str]):
+    meant = SchedulerConfig(listen=EXPOSED, insecure=True, **fields)
+    (warning,) = security_warnings(meant) or [""]
+    assert all(flag in warning for flag in lacking)
+    if not lacking:
+        assert not warning
+        assert SchedulerConfig(listen=EXPOSED, **fields).listen == EXPOSED
+        return
+    with pytest.raises(ValueError, match="--insecure"):
+        SchedulerConfig(listen=EXPOSED, **fields)
+
+
+def test_metrics_are_open_to_other_machines_only_when_meant():
+    with pytest.raises(ValueError, match=r"--metrics-listen.*--insecure"):
+        SchedulerConfig(metrics_listen=EXPOSED)
+    assert security_warnings(SchedulerConfig(metrics_listen=EXPOSED, insecure=True))
+    assert not security_warnings(SchedulerConfig(metrics_listen="127.0.0.1:1"))
+
+
+def test_a_secret_goes_to_another_machine_only_with_tls():
+    secret = {"executor": "10.0.0.1:1", "executor_secret_file": "/s"}
+    with pytest.raises(ValueError, match="--executor-secret-file"):
+        SchedulerConfig(**secret)
+    assert security_warnings(SchedulerConfig(**secret, insecure=True))
+    assert not security_warnings(SchedulerConfig(**secret, executor_tls_ca="/ca"))

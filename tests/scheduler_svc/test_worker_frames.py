@@ -54,7 +54,7 @@ def requests(draw: Any) -> Request:
 
 
 COMMANDS = st.one_of(
-    st.builds(msg.Submit, KEYS, requests()),
+    st.builds(msg.Submit, KEYS, requests(), TEXTS),
     st.builds(msg.Abort, KEYS, st.none() | st.lists(COUNTS, min_size=1, max_size=4).map(tuple)),
     st.builds(msg.LoadQuery, KEYS),
     st.builds(msg.ResetPrefixCache, KEYS),
@@ -102,6 +102,12 @@ SPANS = st.builds(Span, TEXTS, TEXTS, *(COUNTS,) * 5)
 PROFILES = st.builds(Profile, TEXTS, COUNTS, st.lists(SPANS, max_size=3).map(tuple), st.binary(max_size=8))
 EVENTS = st.one_of(
     st.builds(msg.EngineState, st.booleans(), COUNTS, COUNTS, TEXTS),
+    st.builds(
+        msg.ApiKeys,
+        st.lists(
+            st.builds(msg.ApiKey, st.binary(max_size=32), TEXTS, st.booleans(), st.booleans()), max_size=3
+        ).map(tuple),
+    ),
     st.builds(msg.Accepted, KEYS, st.lists(st.integers(0, 2**62), max_size=4).map(tuple)),
     st.builds(msg.Refused, KEYS, PROBLEMS),
     st.builds(

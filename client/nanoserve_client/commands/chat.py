@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, options_from
+from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, connect, options_from
 from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError
 from nanoserve_client.options import GenerateOptions, Message
 from nanoserve_client.results import Delta, Finished, FinishReason
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     if interactive:
         with contextlib.suppress(ImportError):  # Python can be built without it
             import readline  # noqa: F401  (gives input() line editing and a history)
-    with Client(arguments.server) as client:
+    with connect(arguments) as client:
         info = client.model_info(timeout=10)
         if not info.has_chat_template:
             raise NanoserveError(f"{info.model} has no chat template: use `nanoserve generate`")

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, options_from
+from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, connect, options_from
 from nanoserve_client.options import GenerateOptions, Guided, Message, Prompt
 from nanoserve_client.results import Completion, Delta
 from nanoserve_client.sync_client import Client
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = dataclasses.replace(
         options_from(arguments), n=arguments.n, logprobs=arguments.logprobs, guided=_guide(arguments)
     )
-    with Client(arguments.server) as client:
+    with connect(arguments) as client:
         if arguments.json or (arguments.n or 1) > 1:
             completion = client.generate(_prompt(arguments), options=options, timeout=arguments.timeout)
             _print_whole(completion, as_json=arguments.json)

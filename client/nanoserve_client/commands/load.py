@@ -4,8 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from nanoserve_client.commands.shared import add_server_argument
-from nanoserve_client.sync_client import Client
+from nanoserve_client.commands.shared import add_server_argument, connect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one reading, a line a figure."""
-    with Client(arguments.server) as client:
+    with connect(arguments) as client:
         record = dataclasses.asdict(client.get_load(timeout=10))
     if arguments.json:
         print(json.dumps(record))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanoserve.profiles import MAX_SECONDS, MAX_STEPS, Profile
 from nanoserve_client.chrome_trace import chrome_trace
-from nanoserve_client.commands.shared import add_server_argument
+from nanoserve_client.commands.shared import add_server_argument, connect
 from nanoserve_client.errors import NanoserveError
 from nanoserve_client.sync_client import Client
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error(f"--steps: must be in [1, {MAX_STEPS}]")
     if not 0 < arguments.seconds <= MAX_SECONDS:
         arguments.parser.error(f"--seconds: must be in (0, {MAX_SECONDS:g}]")
-    with Client(arguments.server) as client:
+    with connect(arguments) as client:
         client.start_profile(arguments.steps, timeout=_START_TIMEOUT_SECONDS)
         try:
             _wait(client, arguments.steps, arguments.seconds)

@@ -5,6 +5,8 @@ import importlib
 
 from nanoserve_client.commands.shared import address_argument
 
+_EXECUTOR_FLAGS = ("--executor-tls-ca", "--executor-tls-cert", "--executor-tls-key", "--executor-secret-file")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's flags."""
@@ -17,13 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--executor", type=address_argument, metavar="ADDR", required=True, help="host:port or unix:PATH"
     )
+    for name in _EXECUTOR_FLAGS:
+        parser.add_argument(name, metavar="F", help="as of nanoserve-scheduler")
     parser.add_argument("--take-over", action="store_true", help="end another scheduler's session first")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plays it; returns the exit status."""
-    flags = [f"--executor={arguments.executor}", *(["--take-over"] if arguments.take_over else [])]
+    values = {name: getattr(arguments, name[2:].replace("-", "_")) for name in _EXECUTOR_FLAGS}
+    flags = [
+        f"--executor={arguments.executor}",
+        *(f"{name}={value}" for name, value in values.items() if value is not None),
+        *(["--take-over"] if arguments.take_over else []),
+    ]
     return forward(arguments, flags)
 
 

@@ -71,6 +71,10 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--drain-timeout", "SECONDS"),
     ServiceFlag("--record", "F"),
     ServiceFlag("--metrics-listen", "ADDR"),
+    ServiceFlag("--api-key-file", "F"),
+    ServiceFlag("--tls-cert", "F"),
+    ServiceFlag("--tls-key", "F"),
+    ServiceFlag("--tls-client-ca", "F"),
     ServiceFlag("--insecure"),
 )
 _GROUPS = (
@@ -84,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's flags and those it passes on."""
     parser.epilog = (
         "Starts an executor and a scheduler, joined by a private unix socket, and starts either again when it ends.\n"
-        "SIGTERM and Ctrl-C drain: the scheduler finishes its requests, then both end; a second one ends both at once."
+        "SIGTERM and Ctrl-C drain: the scheduler finishes its requests, then both end; a second one ends both now.\n"
+        "SIGHUP, where stdin is no terminal, has the scheduler read its --api-key-file again."
     )
     parser.add_argument(
         "--model", metavar="DIR|HUB_ID", help="model directory or hub id (default: the demo checkpoint)"
@@ -136,7 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
         log=forwarder,
     )
     try:
-        with _obeying_signals(server):
+        # The end of a terminal is told by SIGHUP too.
+        reloads = arguments.api_key_file is not None and not sys.stdin.isatty()
+        with _obeying_signals(server, reloads=reloads):
             server.start()
             forwarder.started()
             if not server.wait(0):  # a signal may have come during the start
@@ -149,8 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _obeying_signals(server: LocalServer) -> Iterator[None]:
-    """The first SIGTERM or SIGINT drains the server, the second kills it.
+def _obeying_signals(server: LocalServer, *, reloads: bool) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains the server, the second kills it; with `reloads`, SIGHUP reloads the keys.
 
     A thread reads them from a socket. An exception from a handler could come between any two steps of a wait, and a
     handler has to wait for the main thread, which nothing wakes where the kernel gave the signal to another thread.
@@ -158,13 +165,19 @@ def _obeying_signals(server: LocalServer) -> Iterator[None]:
     receiving, sending = socket.socketpair()
 
     def obey() -> None:
-        if receiving.recv(1):
-            server.terminate()
-        if receiving.recv(1):
-            server.kill()
+        num_ends = 0
+        while received := receiving.recv(1):
+            if received[0] == signal.SIGHUP:
+                server.reload_keys()
+                continue
+            num_ends += 1
+            if num_ends == 1:
+                server.terminate()
+            else:
+                server.kill()
 
     sending.setblocking(False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if reloads else ())):
         signal.signal(number, lambda *_: None)
     former = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
     reader = threading.Thread(target=obey, name="nanoserve-signals", daemon=True)

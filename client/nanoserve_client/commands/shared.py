@@ -1,12 +1,16 @@
 """Flags that several subcommands have."""
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
 from nanoserve_client.connection import DEFAULT_ADDRESS, checked_address
 from nanoserve_client.errors import InvalidRequest
 from nanoserve_client.options import GenerateOptions
+from nanoserve_client.sync_client import Client
+
+API_KEY_VARIABLE = "NANOSERVE_API_KEY"
 
 _OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("temperature", float, "0 is greedy"),
@@ -33,7 +37,7 @@ def address_argument(text: str) -> str:
 
 
 def add_server_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
-    """--server, and other names for it."""
+    """--server, and other names for it, and how to get in there."""
     parser.add_argument(
         "--server",
         *aliases,
@@ -41,6 +45,27 @@ def add_server_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
         metavar="ADDR",
         default=DEFAULT_ADDRESS,
         help="host:port or unix:PATH of the server (default %(default)s)",
+    )
+    group = parser.add_argument_group(
+        "security", f"the API key, where the server asks, is ${API_KEY_VARIABLE}"
+    )
+    group.add_argument(
+        "--tls-ca", metavar="F", help="roots of the server's certificate, in PEM; turns TLS on"
+    )
+    group.add_argument("--tls-cert", metavar="F", help="certificate to show to the server")
+    group.add_argument("--tls-key", metavar="F", help="its key")
+    group.add_argument("--insecure", action="store_true", help="send the key to another machine without TLS")
+
+
+def connect(arguments: argparse.Namespace) -> Client:
+    """A client of the server that the flags of add_server_argument say."""
+    return Client(
+        arguments.server,
+        api_key=os.environ.get(API_KEY_VARIABLE) or None,
+        tls_ca=arguments.tls_ca,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        insecure=arguments.insecure,
     )
 
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Operates a scheduler.
+    """Operates a scheduler. Where keys are asked for, PERMISSION_DENIED for one that is not an administrator's.
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Operates a scheduler.
+    """Operates a scheduler. Where keys are asked for, PERMISSION_DENIED for one that is not an administrator's.
     """
 
     def GetLoad(self, request, context):
@@ -173,7 +173,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Operates a scheduler.
+    """Operates a scheduler. Where keys are asked for, PERMISSION_DENIED for one that is not an administrator's.
     """
 
     @staticmethod

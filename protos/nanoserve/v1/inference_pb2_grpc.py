@@ -28,6 +28,7 @@ if _version_not_supported:
 class InferenceServiceStub(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
     INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
+    A server that asks for keys wants `authorization: Bearer KEY` in the metadata of each call: UNAUTHENTICATED without one.
     """
 
     def __init__(self, channel):
@@ -61,6 +62,7 @@ class InferenceServiceStub(object):
 class InferenceServiceServicer(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
     INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
+    A server that asks for keys wants `authorization: Bearer KEY` in the metadata of each call: UNAUTHENTICATED without one.
     """
 
     def Generate(self, request, context):
@@ -126,6 +128,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService(object):
     """Generates text with the served model. Errors carry google.rpc.Status details: BadRequest (which field is wrong) with
     INVALID_ARGUMENT and UNIMPLEMENTED, RetryInfo with RESOURCE_EXHAUSTED. A request message is at most 8 MiB.
+    A server that asks for keys wants `authorization: Bearer KEY` in the metadata of each call: UNAUTHENTICATED without one.
     """
 
     @staticmethod

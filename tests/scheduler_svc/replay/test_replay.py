@@ -17,6 +17,7 @@ from executor_svc.runner import RunnerLimits
 from executor_svc.virtual import RunnerHooks, VirtualModel
 from nanoserve.executor.v1.recording_pb2 import RecordingEntry
 from nanoserve_client.cli import main as nanoserve
+from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.recording import varint
 from scheduler_svc.replay.__main__ import main
 from scheduler_svc.replay.player import PlayError, play
@@ -93,7 +94,7 @@ def test_an_executor_like_the_recorded_one_gives_the_same_tokens(
     entries: list[RecordingEntry], tmp_path: Path
 ):
     with executor_at(tmp_path, hooks=fail_at(9, [])) as address:
-        comparison = play(entries, address)
+        comparison = play(entries, ExecutorAccess(address))
     assert comparison.divergence is None
     assert comparison.num_sessions == 3
     assert comparison.num_plans == len(plans_of(entries))
@@ -105,7 +106,7 @@ def test_an_executor_like_the_recorded_one_gives_the_same_tokens(
 
 def test_a_failure_that_does_not_come_again_is_a_divergence(entries: list[RecordingEntry], tmp_path: Path):
     with executor_at(tmp_path) as address:
-        divergence = play(entries, address).divergence
+        divergence = play(entries, ExecutorAccess(address)).divergence
     assert divergence is not None
     assert (divergence.session, divergence.step_id, divergence.what) == (1, 9, "status")
     assert "INTERNAL" in divergence.expected
@@ -116,7 +117,7 @@ def test_a_failure_that_the_recording_does_not_have_is_a_divergence(
     entries: list[RecordingEntry], tmp_path: Path
 ):
     with executor_at(tmp_path, hooks=fail_at(4, [])) as address:
-        divergence = play(entries, address).divergence
+        divergence = play(entries, ExecutorAccess(address)).divergence
     assert divergence is not None
     assert (divergence.session, divergence.step_id, divergence.what) == (1, 4, "status")
 
@@ -133,7 +134,7 @@ def test_the_first_other_token_is_told_with_its_row_and_position(
     token = numbers_of(result.token_ids)[index]
     result.token_ids = edited(result.token_ids, index, token ^ 1)
     with executor_at(tmp_path, hooks=fail_at(9, [])) as address:
-        comparison = play(played, address)
+        comparison = play(played, ExecutorAccess(address))
     divergence = comparison.divergence
     assert divergence is not None
     assert (divergence.step_id, divergence.sub_step, divergence.what) == (result.step_id, 0, "token")
@@ -148,7 +149,7 @@ def test_another_model_of_the_same_name_diverges_at_the_first_token_that_differs
 ):
     other = VirtualModel(LIMITS.vocab_size, end_token_id=5, end_probability=0.02)
     with executor_at(tmp_path, model=other, hooks=fail_at(9, [])) as address:
-        comparison = play(entries, address)
+        comparison = play(entries, ExecutorAccess(address))
     assert comparison.divergence is not None
     assert (comparison.divergence.what, comparison.divergence.got) == ("token", "5")
     assert 0 < comparison.num_different_tokens < 0.1 * comparison.num_tokens
@@ -160,7 +161,7 @@ def test_plans_that_were_never_answered_are_sent_and_counted(entries: list[Recor
     played = [*played[:answered], *(entry for entry in played[answered:] if entry.HasField("plan"))][:-1]
     launched: list[int] = []
     with executor_at(tmp_path, hooks=RunnerHooks(on_launch=launched.append)) as address:
-        comparison = play(played, address)
+        comparison = play(played, ExecutorAccess(address))
     assert comparison.divergence is None
     assert launched == [plan.step_id for plan in plans_of(played)]
     assert comparison.num_unanswered == len(launched) - 4 > 0
@@ -182,7 +183,7 @@ def test_an_executor_that_cannot_play_the_recording_is_refused_by_what_it_lacks(
         executor_at(tmp_path, **changes) as address,
         pytest.raises(PlayError, match=f"--executor: its {named}"),
     ):
-        play(entries, address)
+        play(entries, ExecutorAccess(address))
 
 
 def test_another_schedulers_executor_is_taken_over_only_when_told_to(
@@ -194,9 +195,11 @@ def test_another_schedulers_executor_is_taken_over_only_when_told_to(
         async with Service(tmp_path, executor=executor) as service:
             await service.serving()
             with pytest.raises(PlayError, match="--take-over"):
-                await asyncio.to_thread(play, entries, executor.address)
+                await asyncio.to_thread(play, entries, ExecutorAccess(executor.address))
             executor.hooks = fail_at(9, [])
-            comparison = await asyncio.to_thread(play, entries, executor.address, take_over=True)
+            comparison = await asyncio.to_thread(
+                play, entries, ExecutorAccess(executor.address), take_over=True
+            )
             assert comparison.num_results > 0
             assert not (await service.exit()).is_failure
 
@@ -208,7 +211,7 @@ def test_a_result_before_its_plan_is_no_recording(entries: list[RecordingEntry],
     with executor_at(tmp_path) as address:
         for wrong in ([entries[0], result], [*entries[:2], result]):
             with pytest.raises(RecordingError):
-                play(wrong, address)
+                play(wrong, ExecutorAccess(address))
 
 
 def test_the_commands_tell_and_exit_as_they_say(

@@ -46,7 +46,7 @@ class Command(_message.Message):
     def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., start_profile: _Optional[_Union[StartProfile, _Mapping]] = ..., stop_profile: _Optional[_Union[StopProfile, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt", "guide")
+    __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt", "guide", "tenant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Submit(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     GUIDE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: bytes
     max_tokens: int
@@ -69,7 +70,8 @@ class Submit(_message.Message):
     priority: int
     cache_salt: bytes
     guide: Guide
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., min_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., min_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class Guide(_message.Message):
     __slots__ = ("kind", "text")
@@ -136,7 +138,7 @@ class StopProfile(_message.Message):
     def __init__(self) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained", "profile")
+    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained", "profile", "api_keys")
     STATE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +147,7 @@ class Event(_message.Message):
     PREFIX_CACHE_RESET_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    API_KEYS_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     accepted: Accepted
     refused: Refused
@@ -153,7 +156,26 @@ class Event(_message.Message):
     prefix_cache_reset: PrefixCacheReset
     drained: Drained
     profile: ProfileReply
-    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., profile: _Optional[_Union[ProfileReply, _Mapping]] = ...) -> None: ...
+    api_keys: ApiKeys
+    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., profile: _Optional[_Union[ProfileReply, _Mapping]] = ..., api_keys: _Optional[_Union[ApiKeys, _Mapping]] = ...) -> None: ...
+
+class ApiKeys(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[ApiKey]
+    def __init__(self, keys: _Optional[_Iterable[_Union[ApiKey, _Mapping]]] = ...) -> None: ...
+
+class ApiKey(_message.Message):
+    __slots__ = ("sha256", "tenant", "shares_prefix_cache", "is_admin")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SHARES_PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    IS_ADMIN_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    tenant: str
+    shares_prefix_cache: bool
+    is_admin: bool
+    def __init__(self, sha256: _Optional[bytes] = ..., tenant: _Optional[str] = ..., shares_prefix_cache: bool = ..., is_admin: bool = ...) -> None: ...
 
 class EngineState(_message.Message):
     __slots__ = ("serving", "max_model_len", "vocab_size", "weights_fingerprint")

@@ -1,0 +1,116 @@
+"""What one caller may send and hold open: messages, headers, streams, connections."""
+
+import contextlib
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from scheduler_harness import Service, refused, run
+
+import nanoserve_client as ns
+from nanoserve.address import (
+    CHANNEL_OPTIONS,
+    MAX_METADATA_BYTES,
+    MAX_REQUEST_BYTES,
+    MAX_STREAMS_PER_CONNECTION,
+)
+from nanoserve.v1.inference_pb2 import GetModelRequest, TokenizeRequest
+from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
+from nanoserve_client.supervisor import LocalServer
+
+NUM_IDLE = 10_000
+# Files that the process itself needs, and then some.
+_SPARE_FILES = 500
+# An HTTP/2 client's first words: the preface, and empty SETTINGS.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("api_workers", [0, 1])
+def test_an_oversized_message_is_refused_and_the_server_goes_on(api_workers: int, tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, api_workers=api_workers) as service:
+            await service.serving()
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                await service.stub.Tokenize(TokenizeRequest(text="x" * MAX_REQUEST_BYTES), timeout=20)
+            assert (await service.stub.Tokenize(TokenizeRequest(text="x"), timeout=20)).token_ids
+
+    run(test)
+
+
+def test_oversized_headers_are_refused_and_the_connection_goes_on(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            large = (("x-large", "x" * MAX_METADATA_BYTES),)
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                await service.stub.GetModel(GetModelRequest(), metadata=large, timeout=20)
+            fair = (("x-large", "x" * (MAX_METADATA_BYTES // 2)),)
+            assert (await service.stub.GetModel(GetModelRequest(), metadata=fair, timeout=20)).vocab_size
+
+    run(test)
+
+
+def test_a_connection_carries_so_many_streams_and_others_go_on(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            async with one_connection(service.address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                watches = [
+                    health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS_PER_CONNECTION)
+                ]
+                for watch in watches:
+                    await watch.read()
+                with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+                    await InferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=1)
+                assert (await service.stub.GetModel(GetModelRequest(), timeout=20)).vocab_size
+                watches.pop().cancel()
+                assert (
+                    await InferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=20)
+                ).vocab_size
+                for watch in watches:
+                    watch.cancel()
+                assert {await watch.code() for watch in watches} == {grpc.StatusCode.CANCELLED}
+
+    run(test)
+
+
+def one_connection(address: str) -> grpc.aio.Channel:
+    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+@contextlib.contextmanager
+def idle_connections(address: str, count: int, hello: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections on which `hello` is all that is ever said."""
+    host, _, port = address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            connection.sendall(hello)
+            connections.append(connection)
+        yield connections
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hello", [_HELLO, b""], ids=["http2", "silent"])
+def test_ten_thousand_idle_connections_keep_nobody_from_being_served(hello: bytes, served_alone: str):
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Server and client are two processes, each of which needs a file a connection.
+    count = min(NUM_IDLE, soft - _SPARE_FILES)
+    with idle_connections(served_alone, count, hello), ns.Client(served_alone) as client:
+        completion = client.generate([1, 2, 3], max_tokens=8, ignore_eos=True, timeout=60)
+        assert completion.usage.num_output_tokens == 8
+    print(f"{count} idle connections")  # fewer where the limit of open files is lower
+
+
+@pytest.fixture
+def served_alone() -> Iterator[str]:
+    """The address of a scheduler that has a process, and so a limit of files, of its own."""
+    with LocalServer(executor_flags=["--virtual"]) as server:
+        yield server.address
