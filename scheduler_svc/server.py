@@ -13,6 +13,7 @@ from scheduler_svc.config import SchedulerConfig
 from scheduler_svc.engine import Engine, EngineExit, Inbox
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.frontend import cancel_task
+from scheduler_svc.grammar_store import GrammarStore
 from scheduler_svc.grammars import is_available
 from scheduler_svc.guides import Guides
 from scheduler_svc.link import ExecutorLink
@@ -73,8 +74,10 @@ class SchedulerServer:
             self.api = WorkerPool(config.listen, config.api_workers, flags, submit)
         else:
             self.api = LocalApi(config.listen, model, submit)
-        guides = Guides(model.tokenizer.to_json, model.eos_token_ids, self._inbox.put_nowait)
-        self._guides = guides if is_available() else None
+        self._guides: Guides | None = None
+        if is_available():
+            grammars = GrammarStore(model.tokenizer.to_json, model.eos_token_ids)
+            self._guides = Guides(grammars, self._inbox.put_nowait)
         self._engine = Engine(
             config.core(hash_seed=secrets.randbits(64)),
             Admission(config.max_queue_size, config.max_queue_tokens),
@@ -130,5 +133,5 @@ class SchedulerServer:
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
         if self._guides is not None:
-            self._guides.close()
+            await self._guides.close()
         await asyncio.to_thread(self._link.close)
