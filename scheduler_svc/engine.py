@@ -43,6 +43,7 @@ from scheduler_svc.wire import StepFailed, StepReport, token_batch
 _MAX_FAILURES = 3
 _UNUSABLE = Problem(Code.UNAVAILABLE, "the executor cannot be used any more")
 _NO_GUIDES = Problem(Code.UNIMPLEMENTED, "is not served here", "guided")
+_DRAINING = Problem(Code.UNAVAILABLE, "the server is draining")
 _WITHDRAWN = Problem(Code.UNAVAILABLE, "the request was aborted")
 _log = structlog.get_logger()
 
@@ -275,8 +276,14 @@ class Engine:
             self._guides.forget(sequence_id)
 
     def _fail_all(self, problem: Problem) -> None:
+        self._refuse_compiling(problem)
         for request in self._live:
             self._fail(request, problem)
+
+    def _refuse_compiling(self, problem: Problem) -> None:
+        """Ends the requests that wait for their grammars."""
+        for key in self._guides.withdraw_all() if self._guides is not None else ():
+            self._publish(msg.Refused(key, problem))
 
     # Operations
 
@@ -288,6 +295,7 @@ class Engine:
     def _drain(self, command: msg.Drain) -> None:
         self._admission.is_draining = True
         self._publish_state()
+        self._refuse_compiling(_DRAINING)
         self._drains.append(command.key)
         if command.timeout_seconds is not None:
             loop = asyncio.get_running_loop()

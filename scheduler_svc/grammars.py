@@ -1,16 +1,18 @@
 """Grammars of guided requests, compiled and followed by llguidance, which the extra `guided` installs.
 
     GrammarError              what the client is told of a guide that cannot be served
-All work is bounded: a grammar's text by the API, its size and the effort of each step by LLParserLimits. llguidance
-works with the interpreter lock released, and reports what goes wrong as a state of the matcher.
+A grammar's text is bounded by the API, its size and the effort of each step by LLParserLimits, what compiling takes by
+grammar_trial.py. llguidance works with the interpreter lock released, and reports what goes wrong as a state of the
+matcher, but for stacks that overflow.
 """
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from scheduler_svc.core.request import Guide
@@ -24,6 +26,8 @@ _MAX_LEXER_STATES = 50_000
 _MAX_GRAMMAR_SIZE = 100_000
 _MAX_CACHED_GRAMMARS = 128
 _MAX_ERROR_CHARACTERS = 160
+# Several times that of the process that tries guides: what has not overflowed it there does not here.
+_STACK_BYTES = 64 * 1024 * 1024
 # A model that may put any white space between tokens of JSON may do so for ever.
 _JSON_OPTIONS: Any = {"whitespace_pattern": "[ ]?"}
 
@@ -61,7 +65,7 @@ class GrammarCompiler:
             max_lexer_states=_MAX_LEXER_STATES, max_grammar_size=_MAX_GRAMMAR_SIZE, verbose_errors=False
         )
         self._cache: OrderedDict[Guide, Grammar] = OrderedDict()
-        self._lock = Lock()
+        self._lock = threading.Lock()
 
     def cached(self, guide: Guide) -> Grammar | None:
         """The grammar of a guide that was compiled of late."""
@@ -72,19 +76,34 @@ class GrammarCompiler:
             return grammar
 
     def compile(self, guide: Guide) -> Grammar:
-        """The grammar of a guide; GrammarError where it has none."""
-        from llguidance import LLMatcher
-
+        """The grammar of a guide, remembered; GrammarError where it has none."""
         grammar = self.cached(guide)
         if grammar is not None:
             return grammar
-        matcher = LLMatcher(self._tokenizer, _source(guide), log_level=0, limits=self._limits)
-        grammar = Grammar(matcher, next_tokens(matcher, self._vocab_size))
+        grammar = self.build(guide)
         with self._lock:
             self._cache[guide] = grammar
             if len(self._cache) > _MAX_CACHED_GRAMMARS:
                 self._cache.popitem(last=False)
         return grammar
+
+    def build(self, guide: Guide) -> Grammar:
+        """The grammar of a guide, compiled anew; GrammarError where it has none."""
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._tokenizer, _source(guide), log_level=0, limits=self._limits)
+        return Grammar(matcher, next_tokens(matcher, self._vocab_size))
+
+
+def large_stack_thread(name: str) -> ThreadPoolExecutor:
+    """One thread to compile or follow grammars in. Its stack is memory only as far as it is used."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        made = ThreadPoolExecutor(1, name)
+        made.submit(int)  # starts it
+    finally:
+        threading.stack_size(before)
+    return made
 
 
 def next_tokens(matcher: "LLMatcher", vocab_size: int) -> bytes:
@@ -112,7 +131,7 @@ def _source(guide: Guide) -> str:
             case "regex":
                 return LLMatcher.grammar_from_regex(guide.text)
             case "choice":
-                texts = (json.dumps(text, ensure_ascii=False) for text in json.loads(guide.text))
+                texts = map(json.dumps, json.loads(guide.text))
                 return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
             case _:
                 return LLMatcher.grammar_from_lark(guide.text)

@@ -12,14 +12,15 @@ from scheduler_svc.core.masks import TokenMask
 from scheduler_svc.core.request import Finish, Request
 from scheduler_svc.core.step import StepOutputs
 from scheduler_svc.errors import internal_problem
-from scheduler_svc.grammars import Grammar, GrammarCompiler, GrammarError, next_tokens
+from scheduler_svc.grammar_store import GrammarStore
+from scheduler_svc.grammars import Grammar, GrammarError, large_stack_thread, next_tokens
 from scheduler_svc.messages import Code, Problem
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-_COMPILE_SECONDS = 2.0
-_NUM_COMPILE_THREADS = 2
+# How long a guide may wait for its turn and be compiled, and how many requests may wait.
+_MAX_WAIT_SECONDS = 10.0
 _MAX_COMPILING = 256
 # Many times what a mask takes.
 _SLOW_SECONDS = 2e-3
@@ -78,42 +79,32 @@ class _GuidedSequence:
 class Guides:
     """See the module's docstring. `post` gets Compiled and MasksReady, on the loop."""
 
-    tokenizer: Callable[[], str]
-    """Reads the text of tokenizer.json."""
-    eos_token_ids: Sequence[int]
+    grammars: GrammarStore
     post: Callable[[Compiled | MasksReady], None]
     _vocab_size: int = 0
-    _compiler: "asyncio.Future[GrammarCompiler] | None" = None
     _compiling: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     """By the key of the request."""
     _tenants: dict[int, str] = field(default_factory=dict)
     """Whose those requests are."""
     _sequences: dict[int, _GuidedSequence] = field(default_factory=dict)
-    _compile_threads: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(_NUM_COMPILE_THREADS, "compile-grammar")
-    )
-    _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "token-masks"))
+    _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: large_stack_thread("token-masks"))
     _slow_mask_thread: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, "slow-token-masks")
+        default_factory=lambda: large_stack_thread("slow-token-masks")
     )
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def prepare(self, vocab_size: int) -> None:
-        """Begins to make ready for guides; again where the size of the vocabulary has changed."""
-        if vocab_size != self._vocab_size:
-            self._vocab_size = vocab_size
-            loop = asyncio.get_running_loop()
-            self._compiler = loop.run_in_executor(self._compile_threads, self._make_compiler, vocab_size)
+        """Begins to make ready for guides."""
+        self._vocab_size = vocab_size
+        self.grammars.prepare(vocab_size)
 
-    def _make_compiler(self, vocab_size: int) -> GrammarCompiler:
-        return GrammarCompiler(self.tokenizer(), self.eos_token_ids, vocab_size)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Gives up what is being compiled or computed."""
         for task in (*self._compiling.values(), *self._tasks):
             task.cancel()
-        for threads in (self._compile_threads, self._mask_thread, self._slow_mask_thread):
+        for threads in (self._mask_thread, self._slow_mask_thread):
             threads.shutdown(wait=False, cancel_futures=True)
+        await self.grammars.close()
 
     # Compiling
 
@@ -138,21 +129,21 @@ class Guides:
             task.cancel()
         return task is not None
 
+    def withdraw_all(self) -> list[int]:
+        """Gives up compiling; returns the keys of the requests that wait for it."""
+        return [key for key in list(self._compiling) if self.withdraw(key)]
+
     async def _compile(self, command: msg.Submit) -> None:
-        guide, compiler = command.request.guide, self._compiler
+        guide = command.request.guide
         assert guide is not None
-        assert compiler is not None
         field_name = f"guided.{guide.kind}"
-        loop = asyncio.get_running_loop()
         outcome: Grammar | Problem
         try:
-            ready = await asyncio.shield(compiler)
-            compiling = loop.run_in_executor(self._compile_threads, ready.compile, guide)
-            outcome = await asyncio.wait_for(compiling, _COMPILE_SECONDS)
+            outcome = await asyncio.wait_for(self.grammars.get(guide), _MAX_WAIT_SECONDS)
         except GrammarError as error:
             outcome = Problem(Code.INVALID_ARGUMENT, str(error), field_name)
         except TimeoutError:
-            outcome = Problem(Code.INVALID_ARGUMENT, "takes too long to compile", field_name)
+            outcome = Problem(Code.RESOURCE_EXHAUSTED, "other grammars are being compiled", field_name, 1.0)
         except Exception:
             outcome = internal_problem("a grammar was not compiled")
         self._tenants.pop(command.key, None)

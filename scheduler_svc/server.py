@@ -16,6 +16,7 @@ from scheduler_svc.engine import Engine, EngineExit, Inbox
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.executor_access import executor_access, executor_tls
 from scheduler_svc.frontend import cancel_task
+from scheduler_svc.grammar_store import GrammarStore
 from scheduler_svc.grammars import is_available
 from scheduler_svc.guides import Guides
 from scheduler_svc.link import ExecutorLink
@@ -82,8 +83,10 @@ class SchedulerServer:
             self.api = WorkerPool(config.listen, config.api_workers, flags, submit)
         else:
             self.api = LocalApi(config.listen, model, access, submit)
-        guides = Guides(model.tokenizer.to_json, model.eos_token_ids, self._inbox.put_nowait)
-        self._guides = guides if is_available() else None
+        self._guides: Guides | None = None
+        if is_available():
+            grammars = GrammarStore(model.tokenizer.to_json, model.eos_token_ids)
+            self._guides = Guides(grammars, self._inbox.put_nowait)
         self._engine = Engine(
             config.core(hash_seed=secrets.randbits(64)),
             Admission(config.max_queue_size, config.max_queue_tokens),
@@ -159,5 +162,5 @@ class SchedulerServer:
         if self._engine_task is not None:
             await cancel_task(self._engine_task)
         if self._guides is not None:
-            self._guides.close()
+            await self._guides.close()
         await asyncio.to_thread(self._link.close)

@@ -9,11 +9,13 @@ import pytest
 
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
-from scheduler_svc.core.request import Request
+from scheduler_svc.core.request import Guide, Request
 from scheduler_svc.core.scheduler import CoreConfig
 from scheduler_svc.core.step import Session, StepPlan
 from scheduler_svc.engine import Engine
 from scheduler_svc.executor_access import ExecutorAccess
+from scheduler_svc.grammar_store import GrammarStore
+from scheduler_svc.guides import Guides
 from scheduler_svc.link import Fenced, LinkEvent, LinkFailed, SessionOpened
 from scheduler_svc.profiler import Profiler
 
@@ -39,8 +41,21 @@ class SilentLink:
         """There is no stream."""
 
 
-def submit(key: int) -> msg.Submit:
-    return msg.Submit(key, Request(f"r{key}", np.array([1, 2], np.int32), 5))
+class SlowGuides(Guides):
+    """Guides whose grammars never come."""
+
+    def __init__(self, post: Any) -> None:
+        super().__init__(GrammarStore(str, ()), post)
+
+    def prepare(self, vocab_size: int) -> None:
+        """Nothing will be compiled."""
+
+    async def _compile(self, command: msg.Submit) -> None:
+        await asyncio.Event().wait()
+
+
+def submit(key: int, guide: Guide | None = None) -> msg.Submit:
+    return msg.Submit(key, Request(f"r{key}", np.array([1, 2], np.int32), 5, guide=guide))
 
 
 async def started() -> tuple[Engine, SilentLink, Any, list[msg.Event], "asyncio.Task[Any]"]:
@@ -54,6 +69,7 @@ async def started() -> tuple[Engine, SilentLink, Any, list[msg.Event], "asyncio.
         link,
         events.append,
         Profiler(ExecutorAccess("unix:nowhere"), events.append),
+        guides=SlowGuides(inbox.put_nowait),
     )
     task = asyncio.ensure_future(engine.run())
     await asyncio.sleep(0)
@@ -73,6 +89,28 @@ def test_a_request_that_came_just_before_the_end_is_refused(end: LinkEvent):
         assert isinstance(refused, msg.Refused)
         assert refused.problem.code is msg.Code.UNAVAILABLE
         assert link.sent == []
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("end", [Fenced("another"), LinkFailed("broken"), msg.Drain(1, None)])
+def test_a_request_that_waits_for_its_grammar_is_refused_at_the_end(end: LinkEvent | msg.Drain):
+    async def test() -> None:
+        _, link, inbox, events, task = await started()
+        inbox.put_nowait(submit(7, Guide("regex", "a")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if isinstance(end, msg.Drain):
+            inbox.put_nowait(end)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+        else:
+            link.emit(end)
+            await asyncio.wait_for(task, 10)
+        (refused,) = [event for event in events if isinstance(event, msg.Refused | msg.Accepted)]
+        assert isinstance(refused, msg.Refused)
+        assert (refused.key, refused.problem.code) == (7, msg.Code.UNAVAILABLE)
 
     asyncio.run(test())
 
