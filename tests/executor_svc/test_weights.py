@@ -79,7 +79,7 @@ def test_a_tied_checkpoint_may_repeat_its_embedding_as_the_output_layer(tmp_path
         (None, "is missing"),
         (torch.zeros(48, 31), r"has shape \[48, 31\], config.json makes it \[48, 32\]"),
         (torch.zeros(32, 48), r"has shape \[32, 48\]"),
-        (torch.zeros(48, 32, dtype=torch.int8), "is of type torch.int8"),
+        (torch.zeros(48, 32, dtype=torch.int8), "is of type I8"),
     ],
 )
 def test_a_wrong_tensor_is_refused_by_file_and_name(
