@@ -81,7 +81,7 @@ class StepPlan:
     """One entry a decode row, in [1, num_decode_steps]."""
     num_decode_steps: int
     masks: tuple[RowMask, ...]
-    encode: Callable[[], bytes] | None = None
+    encode: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
     """Makes the message that the plan came as, for other ranks; None where it did not come as one."""
 
 
