@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from executor_svc.config import ExecutorConfig, parse_config
+from executor_svc.parallel.place import Place, read_place
 from executor_svc.profile.profiler import Profiling
 from executor_svc.runner import StepRunner
 from executor_svc.service import ExecutorServer
@@ -46,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_config(argv)
     configure_logs("executor", config.log_level)
     try:
+        place = read_place(os.environ, config.tensor_parallel_size)
+        if place is not None and place.rank > 0:
+            return _follow(config, place)
         # The address first: that it is taken should not be learnt after minutes of loading.
         secret = None if config.secret_file is None else read_secret("--secret-file", config.secret_file)
         server = ExecutorServer(config.listen, config.tls, secret)
-        runner, identity = build_runner(config)
+        runner, identity = build_runner(config, place)
         profiling = build_profiling(config)
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-executor: error: {error}", file=sys.stderr)
@@ -100,10 +104,27 @@ def _signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(former)
 
 
-def build_runner(config: ExecutorConfig) -> tuple[StepRunner, Identity]:
-    """Builds what the flags ask for, ready to run. CheckpointError or ValueError, one line, where it cannot be."""
+def _follow(config: ExecutorConfig, place: Place) -> int:
+    """Runs a rank but the first until rank 0 ends it, whom alone signals are for."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    from executor_svc.parallel.follower import follow
+
+    follow(config, find_checkpoint(config.model, weights=config.load_format != "dummy"), place)
+    return 0
+
+
+def build_runner(config: ExecutorConfig, place: Place | None = None) -> tuple[StepRunner, Identity]:
+    """Builds what the flags ask for, ready to run; `place` is where `torchrun` has put this process, if it did.
+
+    CheckpointError or ValueError, one line, where it cannot be.
+    """
     if not config.virtual:
         model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
+        if config.tensor_parallel_size > 1:
+            from executor_svc.parallel.leader import build_leader
+
+            return build_leader(config, model_dir, place), _identity(model_dir)
         from executor_svc.build import build_torch_runner
 
         return build_torch_runner(config, model_dir), _identity(model_dir)

@@ -8,12 +8,13 @@ from executor_svc.attention import ReferenceAttention
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
 from executor_svc.models.qwen import Backend
+from executor_svc.parallel.ranks import Ranks
 
 _MIN_HEAD_DIM = 16
 _BLOCK_SIZE_STEP = 16
 
 
-def make_backend(name: str, kv_cache: KVCache) -> Backend:
+def make_backend(name: str, kv_cache: KVCache, ranks: Ranks) -> Backend:
     """The backend that `--attention-backend` names; ValueError, naming the flag, where it cannot run.
 
     "auto" takes Triton where it runs, and else the reference.
@@ -22,13 +23,13 @@ def make_backend(name: str, kv_cache: KVCache) -> Backend:
     if name == "triton" and lacking is not None:
         raise ValueError(f"--attention-backend: triton {lacking}")
     if name == "reference" or lacking is not None:
-        return Backend(ReferenceOps(kv_cache), ReferenceAttention(kv_cache), capturable=False)
+        return Backend(ReferenceOps(kv_cache, ranks), ReferenceAttention(kv_cache), capturable=False)
     # Only here: a machine without a GPU need not have Triton.
     from executor_svc.kernels.ops import TritonAttention, TritonOps
 
     properties = torch.cuda.get_device_properties(kv_cache.keys[0].device)
     attention = TritonAttention(kv_cache, properties.multi_processor_count)
-    return Backend(TritonOps(kv_cache), attention, capturable=True)
+    return Backend(TritonOps(kv_cache, ranks), attention, capturable=True)
 
 
 def _lacking(kv_cache: KVCache) -> str | None:

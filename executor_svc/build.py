@@ -16,6 +16,8 @@ from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.model_runner import ModelRunner
 from executor_svc.models.config import ModelConfig, read_model_config
 from executor_svc.models.qwen import QwenForCausalLM
+from executor_svc.parallel.ranked_runner import RankedModelRunner
+from executor_svc.parallel.ranks import ALONE, Ranks
 from executor_svc.runner import RunnerLimits
 from executor_svc.slot_tokens import SlotTokens
 from executor_svc.static_step import StaticStep
@@ -27,26 +29,30 @@ from nanoserve.checkpoint import CheckpointError
 _FIRST_BLOCKS = 2
 
 
-def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner | CudaRunner:
+def build_torch_runner(
+    config: ExecutorConfig, model_dir: Path, ranks: Ranks = ALONE, local_rank: int = 0
+) -> TorchRunner | CudaRunner:
     """Loads the model in `model_dir`, makes its KV cache and, on CUDA, captures its graphs: ready to run.
+
+    Where there are other ranks it is a rank's shard of the model, on the CUDA device `local_rank` if on any.
 
     CheckpointError where the checkpoint is damaged or not served; ValueError, naming the flag, where the device, the
     sizes or a mode cannot be had.
     """
     model_config = read_model_config(model_dir)
-    device = _device(config.device)
+    device = choose_device(config.device, local_rank)
     dtype = choose_dtype(config.dtype, model_config, model_dir, device)
     max_model_len = config.max_model_len or model_config.max_model_len
     if max_model_len > model_config.max_model_len:
         raise ValueError(f"--max-model-len: the model takes at most {model_config.max_model_len} tokens")
     with naming_flag("--device", f"the weights do not fit on {device}", device):
-        model = QwenForCausalLM(model_config, dtype, device, max_model_len)
+        model = QwenForCausalLM(model_config, dtype, device, max_model_len, ranks.shard)
         if config.load_format == "dummy":
             dummy_weights(model, config.seed)
         else:
             load_weights(model, model_dir)
-    kv_cache = KVCache(model_config, _FIRST_BLOCKS, config.block_size, dtype, device)
-    backend = make_backend(config.attention_backend, kv_cache)
+    kv_cache = KVCache(model_config, _FIRST_BLOCKS, config.block_size, dtype, device, ranks.shard)
+    backend = make_backend(config.attention_backend, kv_cache, ranks)
     limits = RunnerLimits(
         num_blocks=_FIRST_BLOCKS,
         block_size=config.block_size,
@@ -58,11 +64,12 @@ def build_torch_runner(config: ExecutorConfig, model_dir: Path) -> TorchRunner |
         vocab_size=model_config.vocab_size,
     )
     with naming_flag("--max-num-seqs", f"{limits.max_num_seqs} rows do not fit", device):
-        model_runner = ModelRunner(model, backend, BatchState(limits, device), config.block_size)
+        runner_class = ModelRunner if ranks.alone else RankedModelRunner
+        model_runner = runner_class(model, backend, BatchState(limits, device), config.block_size)
         steps = []
         if backend.capturable and not config.enforce_eager:
             steps = _static_steps(model_runner, limits)
-    limits = _allocate(config, model_runner, kv_cache, limits, steps)
+    limits = _allocate(config, model_runner, kv_cache, limits, steps, ranks)
     if device.type == "cpu":
         return TorchRunner(model_runner, limits)
     if steps:
@@ -88,8 +95,9 @@ def _allocate(
     kv_cache: KVCache,
     limits: RunnerLimits,
     steps: Sequence[StaticStep],
+    ranks: Ranks,
 ) -> RunnerLimits:
-    """Gives the cache its blocks: `--num-kv-blocks`, or what fits and all rows at full length could use."""
+    """Gives the cache its blocks: `--num-kv-blocks`, or what fits all ranks and all rows could use at full length."""
     device, num_blocks = model_runner.state.device, config.num_kv_blocks
     if num_blocks is None:
         most_useful = limits.max_num_seqs * -(-limits.max_model_len // limits.block_size) + 1
@@ -103,7 +111,8 @@ def _allocate(
                 most_useful,
             )
         else:
-            num_blocks = cpu_num_blocks(kv_cache.block_bytes, most_useful)
+            num_blocks = cpu_num_blocks(kv_cache.block_bytes * ranks.shard.size, most_useful)
+        num_blocks = ranks.smallest(num_blocks, device)
     limits = replace(limits, num_blocks=num_blocks)
     flag = "--num-kv-blocks" if config.num_kv_blocks is not None else "--gpu-memory-utilization"
     what = f"{num_blocks} blocks of {kv_cache.block_bytes} bytes do not fit"
@@ -114,11 +123,16 @@ def _allocate(
     return limits
 
 
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `--device` names for a rank of this host; ValueError, naming the flag, where there is none."""
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not num_devices):
+        return torch.device("cpu")
+    if not num_devices:
         raise ValueError("--device: cuda was asked for, but there is no CUDA device")
-    return torch.device("cuda:0" if name == "cuda" or (name == "auto" and available) else "cpu")
+    if local_rank >= num_devices:
+        raise ValueError(f"--tensor-parallel-size: this host has only {num_devices} CUDA devices")
+    return torch.device("cuda", local_rank)
 
 
 def choose_dtype(name: str, model_config: ModelConfig, model_dir: Path, device: torch.device) -> torch.dtype:

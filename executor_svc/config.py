@@ -14,6 +14,7 @@ from nanoserve.tls import ServerTls
 DEFAULT_LISTEN = "127.0.0.1:50061"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _AT_LEAST_ONE = (
+    "tensor_parallel_size",
     "block_size",
     "max_num_seqs",
     "max_num_batched_tokens",
@@ -95,7 +96,8 @@ class ExecutorConfig:
             _require(name, value is None or value >= 2, "must be at least 2", self)
         for name in ("model", "profile_dir", *_SECURITY_FILES):
             _require(name, getattr(self, name) != "", "must not be empty", self)
-        _require("tensor_parallel_size", self.tensor_parallel_size == 1, "only 1 is served", self)
+        several = self.tensor_parallel_size > 1
+        _require("tensor_parallel_size", not (several and self.virtual), "must be 1 with --virtual", self)
         utilization = self.gpu_memory_utilization
         _require("gpu_memory_utilization", 0 < utilization <= 1, "must be in (0, 1]", self)
         _require("seed", 0 <= self.seed < 2**64, "must be in [0, 2**64)", self)
@@ -119,6 +121,16 @@ class ExecutorConfig:
             tls_flags=None if self.tls_cert is not None else "--tls-cert, --tls-key",
             auth_flags=None if has_auth else "--secret-file or --tls-client-ca",
         )
+
+
+def to_flags(config: ExecutorConfig) -> list[str]:
+    """A command line that means the same."""
+    values = [(flag(entry.name), getattr(config, entry.name)) for entry in fields(config)]
+    return [
+        name if value is True else f"{name}={value}"
+        for name, value in values
+        if value is not None and value is not False
+    ]
 
 
 def flag(name: str) -> str:
@@ -191,7 +203,7 @@ def _add_model_flags(group: Any) -> None:
         "element type of weights and activations; auto: float32 on a CPU, else the checkpoint's own",
         choices=_CHOICES["dtype"],
     )
-    _add(group, "tensor_parallel_size", "devices that share the model", type=int, metavar="N")
+    _add(group, "tensor_parallel_size", "ranks, a device each, that share the model", type=int, metavar="N")
     _add(
         group,
         "attention_backend",

@@ -6,8 +6,10 @@ import torch
 
 from executor_svc.host_memory import available_bytes
 from executor_svc.models.config import ModelConfig
+from executor_svc.parallel.shard import Shard
 
 _CPU_CACHE_BYTES = 2 * 1024**3
+_WHOLE = Shard()
 
 
 class KVCache:
@@ -17,10 +19,17 @@ class KVCache:
     """
 
     def __init__(
-        self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        model: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        shard: Shard = _WHOLE,
     ) -> None:
+        """Of the key-value heads of a shard."""
         self.block_size = block_size
-        self._shape = (block_size, model.num_key_value_heads, model.head_dim)
+        self._shape = (block_size, shard.kv_heads(model).count, model.head_dim)
         self._num_layers = model.num_hidden_layers
         self._dtype, self._device = dtype, device
         self.num_blocks = 0

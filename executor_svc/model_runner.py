@@ -190,7 +190,8 @@ class ModelRunner:
         wanted, logprobs = needs.logprobs[rows], None
         if (most := int(wanted.max())) >= 0:
             token_ids = sampled.token_ids[: len(rows)].long()
-            logprobs = token_logprobs(logits[: len(rows)].float(), token_ids, most)
+            full = self.backend.ops.full_logits(logits[: len(rows)])
+            logprobs = token_logprobs(full.float(), token_ids, most)
         return SubStepTensors(
             rows=rows,
             sampled=sampled,
@@ -217,7 +218,8 @@ class ModelRunner:
             end = min(run.first_position + run.num_tokens, int(needs.num_prompt_tokens[row]) - 1)
             for position in range(run.first_position, end, MAX_PROMPT_SLICE):
                 stop = min(position + MAX_PROMPT_SLICE, end)
-                logits = self.model.logits(hidden[offset + position : offset + stop]).float()
+                part = self.model.logits(hidden[offset + position : offset + stop])
+                logits = self.backend.ops.full_logits(part).float()
                 targets = self.state.token_ids[row, position + 1 : stop + 1].long()
                 slices.append((row, position + 1, token_logprobs(logits, targets, alternatives)))
         return tuple(slices)

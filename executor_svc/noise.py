@@ -50,19 +50,36 @@ def philox_4x32(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words
     return c0, c1, c2, c3
 
 
-def random_words(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The word x of each row and token id: int64 [num_rows, vocab_size], from int64 `seeds` and `positions`."""
-    quads = torch.arange(-(-vocab_size // 4), device=seeds.device)[None]
+def random_words(
+    seeds: torch.Tensor, positions: torch.Tensor, count: int, first_token: int = 0
+) -> torch.Tensor:
+    """The word x of each row and token id: int64 [num_rows, count], from int64 `seeds` and `positions`.
+
+    Of `count` token ids from `first_token` on, a multiple of 4.
+    """
+    quads = torch.arange(first_token // 4, first_token // 4 + -(-count // 4), device=seeds.device)[None]
+    return torch.stack(_words(seeds, positions, quads), dim=-1).flatten(1)[:, :count]
+
+
+def random_words_of(seeds: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """The word x of some token ids of each row: int64 [num_rows, n], as `token_ids`."""
+    words = torch.stack(_words(seeds, positions, token_ids >> 2), dim=-1)
+    return words.gather(-1, (token_ids & 3)[..., None])[..., 0]
+
+
+def _words(seeds: torch.Tensor, positions: torch.Tensor, quads: torch.Tensor) -> Words:
+    """The four words of each row and quad, token id >> 2: `quads` is int64 [num_rows or 1, n]."""
     seeds, positions = seeds[:, None], positions[:, None]
     stream = torch.full_like(quads, _SAMPLING_STREAM)
     counter = (quads, positions & _MASK, positions >> 32 & _MASK, stream)
-    words = philox_4x32(counter, (seeds & _MASK, seeds >> 32 & _MASK))
-    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
+    return philox_4x32(counter, (seeds & _MASK, seeds >> 32 & _MASK))
 
 
-def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """The noise of each row and token id: float32 [num_rows, vocab_size], from int64 `seeds` and `positions`."""
-    return gumbel(random_words(seeds, positions, vocab_size))
+def gumbel_noise(
+    seeds: torch.Tensor, positions: torch.Tensor, count: int, first_token: int = 0
+) -> torch.Tensor:
+    """The noise of each row and token id: float32 [num_rows, count]; see `random_words`."""
+    return gumbel(random_words(seeds, positions, count, first_token))
 
 
 def gumbel(words: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Field meanings, units and ranges are those of protos/nanoserve/executor/v1/executor.proto.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -80,6 +81,8 @@ class StepPlan:
     """One entry a decode row, in [1, num_decode_steps]."""
     num_decode_steps: int
     masks: tuple[RowMask, ...]
+    encode: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    """Makes the message that the plan came as, for other ranks; None where it did not come as one."""
 
 
 @dataclass(frozen=True, slots=True)

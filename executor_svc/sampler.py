@@ -81,7 +81,10 @@ class SampledTokens:
 
 
 def choose(logits: torch.Tensor, batch: SamplingRows, ops: Ops) -> SampledTokens:
-    """Samples from raw `logits`, [num_rows, vocab_size] of any float type: fast where rows need nothing special."""
+    """Samples from raw `logits`, [num_rows, vocab_size] of any float type: fast where rows need nothing special.
+
+    Of a rank among several they are its own columns; the full ones are gathered for the special rows alone.
+    """
     state, special = batch.state, batch.special()
     if special.all():
         results = torch.zeros(2, len(special), dtype=torch.int32, device=state.device)
@@ -104,9 +107,9 @@ def choose_again(
     if not len(indices):
         return sampled
     if len(indices) == len(batch.rows):
-        return sample(logits[: len(indices)].float(), batch)
+        return sample(ops.full_logits(logits[: len(indices)]).float(), batch)
     chosen = batch.state.upload(indices)
-    part = sample(logits[chosen].float(), batch.part(indices))
+    part = sample(ops.full_logits(logits[chosen]).float(), batch.part(indices))
     sampled.results.index_copy_(1, chosen, part.results)
     if part.gaps is None:
         return sampled
@@ -125,7 +128,7 @@ def _choose_filtered(
     state, params = batch.state, batch.state.params
     chosen, rows = state.upload(indices), state.upload(batch.rows[indices])
     results = ops.sample_filtered_rows(
-        logits[chosen],
+        ops.full_logits(logits[chosen]),
         rows,
         state.upload(batch.positions[indices]),
         params.temperature,

@@ -2,21 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from executor_svc.models.qwen import QwenForCausalLM
+from executor_svc.parallel.placement import Placement
 from nanoserve.checkpoint import CheckpointError, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DUMMY_STD = 0.02
-_FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FLOAT_TYPES = ("F32", "BF16", "F16")
 
 
 def load_weights(model: QwenForCausalLM, folder: Path) -> None:
-    """Copies every tensor of the checkpoint to its place, on its device and in its dtype.
+    """Copies every tensor of the checkpoint to its place, on its device and in its dtype; reads what is needed.
 
     CheckpointError, one line naming file and tensor, where a tensor is missing, unexpected, of another shape or
     type, or where a file is damaged.
@@ -29,14 +31,22 @@ def load_weights(model: QwenForCausalLM, folder: Path) -> None:
 
 
 def dummy_weights(model: QwenForCausalLM, seed: int) -> None:
-    """Normal weights of standard deviation 0.02 and norms of 1: the same for a seed on one kind of device."""
+    """Normal weights of standard deviation 0.02 and norms of 1: the same for a seed on one kind of device.
+
+    However many ranks share them: each draws whole tensors and keeps its part.
+    """
     targets = model.checkpoint_tensors()
-    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
-    for name, target in targets.items():
+    weight = model.embed_tokens.weight
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    for name, placement in targets.items():
         if name.endswith("norm.weight"):
-            target.fill_(1.0)
-        else:
-            target.normal_(0.0, _DUMMY_STD, generator=generator)
+            for target, _ in placement.pieces:
+                target.fill_(1.0)
+            continue
+        drawn = torch.empty(placement.shape, dtype=weight.dtype, device=weight.device)
+        drawn.normal_(0.0, _DUMMY_STD, generator=generator)
+        for target, index in placement.pieces:
+            target.copy_(drawn[index])
 
 
 def _files(folder: Path, expected: set[str], ignored: set[str]) -> dict[Path, set[str] | None]:
@@ -65,10 +75,10 @@ def _files(folder: Path, expected: set[str], ignored: set[str]) -> dict[Path, se
 
 
 def _load_file(
-    path: Path, names: set[str] | None, targets: Mapping[str, torch.Tensor], ignored: set[str]
+    path: Path, names: set[str] | None, targets: Mapping[str, Placement], ignored: set[str]
 ) -> None:
     """Copies the tensors of one file, which must be exactly `names` (None: all the targets)."""
-    device = str(next(iter(targets.values())).device)
+    device = str(next(target.device for placement in targets.values() for target, _ in placement.pieces))
     if not path.is_file():
         raise CheckpointError(f"{path}: file is missing")
     try:
@@ -76,7 +86,7 @@ def _load_file(
             found = set(file.keys())
             _check_names(path, found - ignored, (set(targets) if names is None else names) - ignored)
             for name in sorted(found - ignored):
-                _copy(path, name, file.get_tensor(name), targets[name])
+                _copy(path, name, file.get_slice(name), targets[name])
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({_first_line(error)})") from error
 
@@ -88,13 +98,16 @@ def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
         raise CheckpointError(f"{path}: tensor {name} is unexpected")
 
 
-def _copy(path: Path, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
-    if source.shape != target.shape:
-        shapes = f"{list(source.shape)}, config.json makes it {list(target.shape)}"
+def _copy(path: Path, name: str, source: Any, placement: Placement) -> None:
+    """`source` is a slice of safetensors: nothing is read of it but what it is indexed with."""
+    shape = source.get_shape()
+    if tuple(shape) != placement.shape:
+        shapes = f"{list(shape)}, config.json makes it {list(placement.shape)}"
         raise CheckpointError(f"{path}: tensor {name} has shape {shapes}")
-    if source.dtype not in _FLOAT_TYPES:
-        raise CheckpointError(f"{path}: tensor {name} is of type {source.dtype}, which is not served")
-    target.copy_(source)
+    if source.get_dtype() not in _FLOAT_TYPES:
+        raise CheckpointError(f"{path}: tensor {name} is of type {source.get_dtype()}, which is not served")
+    for target, index in placement.pieces:
+        target.copy_(source[index])
 
 
 def _first_line(error: Exception) -> str:

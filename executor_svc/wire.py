@@ -67,6 +67,7 @@ def decode_plan(plan: pb.StepPlan, vocab_size: int) -> StepPlan:
         decode_row_steps=decode_row_steps,
         num_decode_steps=num_decode_steps,
         masks=tuple(masks),
+        encode=plan.SerializeToString,
     )
 
 

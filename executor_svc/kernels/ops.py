@@ -13,12 +13,13 @@ from executor_svc.kernels.prefill_attention import (
     prefill_splits_for,
 )
 from executor_svc.kernels.rotary_kv import rotate_and_write
-from executor_svc.kernels.sampling import sample_filtered_rows, sample_rows
+from executor_svc.kernels.sampling import sample_filtered_rows, sample_rows, sample_rows_of_ranks
 from executor_svc.kernels.small_linear import MAX_TOKENS, Norm, small_linear
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation
+from executor_svc.parallel.ranks import ALONE, Ranks
 
 _MAX_SMALL_WEIGHT = 2**24
 
@@ -26,8 +27,14 @@ _MAX_SMALL_WEIGHT = 2**24
 class TritonOps:
     """Ops whose methods are one kernel each, or two, and may be captured in a CUDA graph."""
 
-    def __init__(self, kv_cache: KVCache) -> None:
-        self.kv_cache = kv_cache
+    def __init__(self, kv_cache: KVCache, ranks: Ranks = ALONE) -> None:
+        self.kv_cache, self.ranks = kv_cache, ranks
+
+    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ranks.sum(x)
+
+    def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.ranks.full_logits(logits)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
@@ -99,6 +106,8 @@ class TritonOps:
         temperature: torch.Tensor,
         seeds: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.ranks.alone:
+            return sample_rows_of_ranks(self.ranks, logits, rows, positions, temperature, seeds)
         return sample_rows(logits, rows, positions, temperature, seeds)
 
     def sample_filtered_rows(

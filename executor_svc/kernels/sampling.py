@@ -12,9 +12,15 @@ import triton.language as tl
 
 from executor_svc.kernels.filtering import Thresholds, find_thresholds
 from executor_svc.kernels.gumbel import exponential, gumbel, words_of_ids, words_of_range
+from executor_svc.parallel.ranks import Ranks
 from executor_svc.plan import RowStatus
 
 _CHUNK = 2048  # token ids a program; the same for all batches, so that no row's result depends on another row
+
+_Sampling = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Rows, positions, temperature and seeds."""
+_Winners = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of each chunk of each row, [num_rows, num_chunks]: the largest logit, and the winner's logit and id."""
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LARGEST = tl.constexpr(3.0e38)
@@ -38,13 +44,45 @@ def sample_rows(
     greedy. positions[i] (int32) is that of the sampled token. Of a row that
     draws only what is within `thresholds` takes part, where they are given.
     """
-    num_rows, vocab_size = logits.shape
-    assert logits.is_contiguous()
     if out is None:
         out = torch.empty_like(rows), torch.empty_like(rows)
-    if not num_rows:
+    if not len(logits):
         return out
-    num_chunks = triton.cdiv(vocab_size, _CHUNK)
+    sampling = (rows, positions, temperature, seeds)
+    winners = _race(logits, sampling, 0, triton.cdiv(logits.shape[1], _CHUNK), thresholds)
+    _decide(winners, sampling, out)
+    return out
+
+
+def sample_rows_of_ranks(
+    ranks: Ranks,
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As sample_rows, of a rank's own columns of the logits: the ranks tell each other the winners of their chunks."""
+    out, sampling = (torch.empty_like(rows), torch.empty_like(rows)), (rows, positions, temperature, seeds)
+    num_chunks = triton.cdiv(ranks.num_logits, _CHUNK)
+    winners = _race(logits, sampling, ranks.first_token, num_chunks, None)
+    told = ranks.gather(torch.stack([part.view(torch.int32) for part in winners]))
+    peaks, best_logits, best_ids = told.permute(1, 2, 0, 3).flatten(2).contiguous().unbind()
+    _decide((peaks.view(torch.float32), best_logits.view(torch.float32), best_ids), sampling, out)
+    return out
+
+
+def _race(
+    logits: torch.Tensor,
+    sampling: _Sampling,
+    first_token: int,
+    num_chunks: int,
+    thresholds: Thresholds | None,
+) -> _Winners:
+    """The first stage, over the tokens from `first_token` on, a multiple of 4; chunks beyond the last win nothing."""
+    num_rows, vocab_size = logits.shape
+    assert logits.is_contiguous()
+    rows, positions, temperature, seeds = sampling
     peaks = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     best_logits, best_ids = torch.empty_like(peaks), torch.empty_like(peaks, dtype=torch.int32)
     _race_kernel[(num_rows, num_chunks)](
@@ -61,23 +99,24 @@ def sample_rows(
         best_ids,
         vocab_size,
         num_chunks,
+        first_token,
         CHUNK=_CHUNK,
         num_warps=4,
     )
+    return peaks, best_logits, best_ids
+
+
+def _decide(winners: _Winners, sampling: _Sampling, out: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The second stage: the best of a row's winners, which come in the order of their ids."""
+    num_rows, num_chunks = winners[0].shape
     _decide_kernel[(num_rows,)](
-        peaks,
-        best_logits,
-        best_ids,
-        rows,
-        positions,
-        temperature,
-        seeds,
+        *winners,
+        *sampling,
         *out,
         num_chunks,
         BLOCK=triton.next_power_of_2(num_chunks),
         num_warps=1,
     )
-    return out
 
 
 def sample_filtered_rows(
@@ -97,7 +136,7 @@ def sample_filtered_rows(
     return sample_rows(logits, rows, positions, temperature, seeds, thresholds=thresholds, out=out)
 
 
-@triton.jit(do_not_specialize=["num_chunks"])
+@triton.jit(do_not_specialize=["num_chunks", "first_token"])
 def _race_kernel(
     logits: tl.tensor,
     rows: tl.tensor,
@@ -112,6 +151,7 @@ def _race_kernel(
     best_ids: tl.tensor,
     vocab_size: tl.tensor,
     num_chunks: tl.tensor,
+    first_token: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> None:
     """The largest logit of a chunk (NaN if any is), and the id and logit of its winner."""
@@ -129,7 +169,7 @@ def _race_kernel(
     heat = tl.load(temperature + row)
     keys = values
     if heat > 0:
-        words = words_of_range(tl.load(seeds + row), tl.load(positions + index), first, CHUNK)
+        words = words_of_range(tl.load(seeds + row), tl.load(positions + index), first_token + first, CHUNK)
         shift = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
         # An infinite inverse would make NaN of the largest logit's 0.
         inverse = tl.minimum(_LOG2_E / heat, _LARGEST)
@@ -147,7 +187,7 @@ def _race_kernel(
     at = index * num_chunks + chunk
     tl.store(peaks + at, tl.where(has_nan, float("nan"), peak))
     tl.store(best_logits + at, best_logit)
-    tl.store(best_ids + at, best)
+    tl.store(best_ids + at, first_token + best)
 
 
 @triton.jit(do_not_specialize=["num_chunks"])

@@ -12,7 +12,8 @@ from executor_svc.kv_cache import KVCache
 from executor_svc.layers.linear import Linear
 from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.rotary import Rotation, rotate
-from executor_svc.noise import gumbel_noise
+from executor_svc.noise import gumbel, gumbel_noise, random_words_of
+from executor_svc.parallel.ranks import ALONE, Ranks
 from executor_svc.plan import RowStatus
 from executor_svc.row_slices import row_slices
 
@@ -53,6 +54,12 @@ class Ops(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `normed_linear` for a layer of two projections, gate and up: silu(gate) * up, [num_tokens, size]."""
 
+    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' `x`, which may be overwritten; `x` itself where there is one rank."""
+
+    def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """[n, vocab_size] from [n, the rank's number of token ids]; `logits` itself where there is one rank."""
+
     def gather_inputs(
         self,
         token_rows: torch.Tensor,
@@ -77,8 +84,9 @@ class Ops(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and statuses (of RowStatus), each int32 [n], by temperature and noise alone.
 
-        `logits` [n, vocab_size] of any float type; `rows` int32 [n]; `positions` int32 [n] of the sampled tokens;
-        `temperature` float32 and `seeds` int64 are those of all rows. The id is 0 where the status is not OK.
+        `logits` [n, vocab_size] of any float type, or the rank's own columns of them; `rows` int32 [n]; `positions`
+        int32 [n] of the sampled tokens; `temperature` float32 and `seeds` int64 are those of all rows. The id is 0
+        where the status is not OK. Ranks tell each other their winners alone.
         """
 
     def sample_filtered_rows(
@@ -90,7 +98,7 @@ class Ops(Protocol):
         seeds: torch.Tensor,
         filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """As `sample_rows` behind top-k, top-p and min-p; None where the general sampler has to do it.
+        """As `sample_rows` of full logits, behind top-k, top-p and min-p; None where the general sampler has to.
 
         `filters` are those of all rows: int64, float32, float32.
         """
@@ -108,8 +116,14 @@ class Ops(Protocol):
 class ReferenceOps:
     """Ops in plain PyTorch, on any device; float32 arithmetic where the model's type is narrower."""
 
-    def __init__(self, kv_cache: KVCache) -> None:
-        self.kv_cache = kv_cache
+    def __init__(self, kv_cache: KVCache, ranks: Ranks = ALONE) -> None:
+        self.kv_cache, self.ranks = kv_cache, ranks
+
+    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ranks.sum(x)
+
+    def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.ranks.full_logits(logits)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
@@ -173,6 +187,8 @@ class ReferenceOps:
         temperature: torch.Tensor,
         seeds: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.ranks.alone:
+            return _best_of_all_ranks(self.ranks, logits, rows, positions, temperature, seeds)
         best = [
             _best_tokens(
                 logits[some].float(), positions[some].long(), temperature[rows[some]], seeds[rows[some]]
@@ -205,12 +221,44 @@ class ReferenceOps:
         lengths[-1].zero_()
 
 
+def _best_of_all_ranks(
+    ranks: Ranks,
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `Ops.sample_rows`: each rank's largest logit and its winner's, and of these the best; lowest id first."""
+    logits, positions, temperature, seeds = logits.float(), positions.long(), temperature[rows], seeds[rows]
+    own = _best_tokens(logits, positions, temperature, seeds, ranks.first_token)
+    winner = logits.gather(1, own[:, None])[:, 0]
+    reals = torch.stack((logits.amax(dim=-1), winner)).view(torch.int32)
+    told = ranks.gather(torch.cat((reals, (own + ranks.first_token).int()[None])))
+    peaks, logits = told[:, 0].T.view(torch.float32), told[:, 1].T.view(torch.float32)
+    ids, peak = told[:, 2].T.long(), peaks.amax(dim=-1)
+    draws = temperature > 0
+    moved = (logits - peak[:, None]) / torch.where(draws, temperature, 1.0)[:, None]
+    noise = gumbel(random_words_of(seeds, positions, ids))
+    best = torch.where(draws[:, None], moved + noise, logits).argmax(dim=-1)
+    finite = peak.isfinite()
+    statuses = torch.where(finite, RowStatus.OK, RowStatus.NON_FINITE_LOGITS)
+    return torch.where(finite, ids.gather(1, best[:, None])[:, 0], 0).int(), statuses.int()
+
+
 def _best_tokens(
-    logits: torch.Tensor, positions: torch.Tensor, temperature: torch.Tensor, seeds: torch.Tensor
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    first_token: int = 0,
 ) -> torch.Tensor:
-    """argmax(logits), or for rows with a temperature argmax(logits / temperature + noise): int64 [n]."""
+    """argmax(logits), or for rows with a temperature argmax(logits / temperature + noise): int64 [n].
+
+    `logits` are those of the tokens from `first_token` on; what is returned counts from it.
+    """
     draws = temperature > 0
     # Moved first, because a small temperature would else overflow and make tokens equal that are not.
     moved = (logits - logits.amax(dim=-1, keepdim=True)) / torch.where(draws, temperature, 1.0)[:, None]
-    noise = gumbel_noise(seeds, positions, logits.shape[-1])
+    noise = gumbel_noise(seeds, positions, logits.shape[-1], first_token)
     return torch.where(draws[:, None], moved + noise, logits).argmax(dim=-1)

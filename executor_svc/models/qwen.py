@@ -13,6 +13,10 @@ from executor_svc.layers.norm import RMSNorm
 from executor_svc.layers.ops import Ops
 from executor_svc.layers.rotary import RotaryEmbedding, Rotation
 from executor_svc.models.config import ModelConfig
+from executor_svc.parallel.placement import Placement
+from executor_svc.parallel.shard import Shard
+
+_WHOLE = Shard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +30,16 @@ class Backend:
 
 
 class QwenAttention(nn.Module):
-    """Grouped-query self-attention, with q/k normalisation where the model has it."""
+    """Grouped-query self-attention, with q/k normalisation where the model has it; a rank has its own heads."""
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, shard: Shard, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads = config.num_attention_heads
-        query_size = config.num_attention_heads * config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
+        self.num_heads = shard.query_heads(config).count
+        query_size = shard.query_heads(config).scaled(config.head_dim)
+        kv_size = shard.kv_heads(config).scaled(config.head_dim)
         self.qkv_proj = Linear(
             config.hidden_size,
             (query_size, kv_size, kv_size),
@@ -42,7 +48,12 @@ class QwenAttention(nn.Module):
             device=device,
         )
         self.o_proj = Linear(
-            query_size, (config.hidden_size,), bias=config.output_bias, dtype=dtype, device=device
+            query_size,
+            (config.hidden_size,),
+            bias=config.output_bias,
+            adds_bias=shard.rank == 0,
+            dtype=dtype,
+            device=device,
         )
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
@@ -69,23 +80,24 @@ class QwenAttention(nn.Module):
             self.layer, qkv, self.num_heads, norms, rotation, context.slot_mapping
         )
         attended = backend.attention.attend(self.layer, query, context)
-        return backend.ops.linear(attended.flatten(1), self.o_proj), summed
+        output = backend.ops.linear(attended.flatten(1), self.o_proj)
+        return backend.ops.sum_over_ranks(output), summed
 
-    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The checkpoint's names, below `prefix`, and the views that take their tensors."""
+    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, Placement]]:
+        """The checkpoint's names, below `prefix`, and where their tensors go."""
         yield from self.qkv_proj.parts([f"{prefix}.{part}_proj" for part in "qkv"])
         yield from self.o_proj.parts([f"{prefix}.o_proj"])
         if self.q_norm is not None and self.k_norm is not None:
-            yield f"{prefix}.q_norm.weight", self.q_norm.weight
-            yield f"{prefix}.k_norm.weight", self.k_norm.weight
+            yield f"{prefix}.q_norm.weight", Placement.whole(self.q_norm.weight)
+            yield f"{prefix}.k_norm.weight", Placement.whole(self.k_norm.weight)
 
 
 class QwenMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)); a rank has its own columns of gate and up."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, shard: Shard, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        size = config.intermediate_size
+        size = shard.columns(config.intermediate_size)
         self.gate_up_proj = Linear(config.hidden_size, (size, size), bias=False, dtype=dtype, device=device)
         self.down_proj = Linear(size, (config.hidden_size,), bias=False, dtype=dtype, device=device)
 
@@ -94,10 +106,10 @@ class QwenMLP(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size]."""
         gated, summed = ops.normed_gate(x, residual, norm, self.gate_up_proj)
-        return ops.linear(gated, self.down_proj), summed
+        return ops.sum_over_ranks(ops.linear(gated, self.down_proj)), summed
 
-    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The checkpoint's names, below `prefix`, and the views that take their tensors."""
+    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, Placement]]:
+        """The checkpoint's names, below `prefix`, and where their tensors go."""
         yield from self.gate_up_proj.parts([f"{prefix}.gate_proj", f"{prefix}.up_proj"])
         yield from self.down_proj.parts([f"{prefix}.down_proj"])
 
@@ -108,13 +120,15 @@ class QwenDecoderLayer(nn.Module):
     The addition is left to the next normalisation, which can do both at once: x and residual are carried apart.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, shard: Shard, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(size, eps, dtype=dtype, device=device)
-        self.self_attn = QwenAttention(config, layer, dtype, device)
+        self.self_attn = QwenAttention(config, layer, shard, dtype, device)
         self.post_attention_layernorm = RMSNorm(size, eps, dtype=dtype, device=device)
-        self.mlp = QwenMLP(config, dtype, device)
+        self.mlp = QwenMLP(config, shard, dtype, device)
 
     def forward(
         self,
@@ -131,41 +145,47 @@ class QwenDecoderLayer(nn.Module):
         )
         return output
 
-    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The checkpoint's names, below `prefix`, and the views that take their tensors."""
-        yield f"{prefix}.input_layernorm.weight", self.input_layernorm.weight
+    def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, Placement]]:
+        """The checkpoint's names, below `prefix`, and where their tensors go."""
+        yield f"{prefix}.input_layernorm.weight", Placement.whole(self.input_layernorm.weight)
         yield from self.self_attn.checkpoint_tensors(f"{prefix}.self_attn")
-        yield f"{prefix}.post_attention_layernorm.weight", self.post_attention_layernorm.weight
+        norm = self.post_attention_layernorm.weight
+        yield f"{prefix}.post_attention_layernorm.weight", Placement.whole(norm)
         yield from self.mlp.checkpoint_tensors(f"{prefix}.mlp")
 
 
 class QwenForCausalLM(nn.Module):
-    """The whole decoder. Its weights are uninitialised until executor_svc.weights fills them."""
+    """The whole decoder, or a rank's shard of it. Its weights are uninitialised until weights.py fills them."""
 
     def __init__(
-        self, config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int | None = None
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_model_len: int | None = None,
+        shard: Shard = _WHOLE,
     ) -> None:
         """For sequences of at most `max_model_len` tokens; None: of as many as the model takes."""
         super().__init__()
-        vocab_size, hidden_size = config.vocab_size, config.hidden_size
-        self.embed_tokens = Embedding(vocab_size, hidden_size, dtype=dtype, device=device)
+        vocabulary, hidden_size = shard.vocabulary(config.vocab_size), config.hidden_size
+        self.embed_tokens = Embedding(vocabulary, hidden_size, dtype=dtype, device=device)
         self.rotary = RotaryEmbedding(
             config.rope, config.head_dim, max_model_len or config.max_model_len, device
         )
         self.layers = nn.ModuleList(
-            QwenDecoderLayer(config, layer, dtype, device) for layer in range(config.num_hidden_layers)
+            QwenDecoderLayer(config, layer, shard, dtype, device) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
         self.tied = config.tie_word_embeddings
         self.lm_head = (
-            self.embed_tokens if self.tied else Embedding(vocab_size, hidden_size, dtype=dtype, device=device)
+            self.embed_tokens if self.tied else Embedding(vocabulary, hidden_size, dtype=dtype, device=device)
         )
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, backend: Backend, context: AttentionContext
     ) -> torch.Tensor:
         """int32 [num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
-        x, residual = self.embed_tokens(token_ids), None
+        x, residual = backend.ops.sum_over_ranks(self.embed_tokens(token_ids)), None
         rotation = self.rotary(positions)
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, backend, context)
@@ -173,16 +193,16 @@ class QwenForCausalLM(nn.Module):
         return hidden
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """[num_tokens, hidden_size] to [num_tokens, vocab_size] in the model's dtype, in `out` where it is given."""
+        """[num_tokens, hidden_size] to a logit for each token id here, in the model's dtype, in `out` where given."""
         return self.lm_head.logits(hidden, out)
 
-    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
-        """For each tensor of a checkpoint, by its name, the view that takes it."""
-        tensors: dict[str, torch.Tensor] = {"model.embed_tokens.weight": self.embed_tokens.weight}
+    def checkpoint_tensors(self) -> dict[str, Placement]:
+        """For each tensor of a checkpoint, by its name, where it goes."""
+        tensors = {"model.embed_tokens.weight": self.embed_tokens.placement()}
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, QwenDecoderLayer)
             tensors.update(layer.checkpoint_tensors(f"model.layers.{index}"))
-        tensors["model.norm.weight"] = self.norm.weight
+        tensors["model.norm.weight"] = Placement.whole(self.norm.weight)
         if not self.tied:
-            tensors["lm_head.weight"] = self.lm_head.weight
+            tensors["lm_head.weight"] = self.lm_head.placement()
         return tensors

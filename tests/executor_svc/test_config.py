@@ -70,7 +70,6 @@ def test_every_flag_sets_its_field() -> None:
         ("model", ""),
         ("device", "tpu"),
         ("dtype", "float16"),
-        ("tensor_parallel_size", "2"),
         ("tensor_parallel_size", "0"),
         ("block_size", "0"),
         ("block_size", "many"),

@@ -1,0 +1,80 @@
+"""The ranks that rank 0 starts on its own host: none outlives it, and it outlives none."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from executor_svc.parallel.end import end_process
+from executor_svc.parallel.place import Place
+
+_PR_SET_PDEATHSIG = 1
+# What rank 0 may take to find by itself what ended another rank at the start, and to say it in its own words.
+_START_GRACE_SECONDS = 2.0
+_END_SECONDS = 3.0
+_COMMAND = (sys.executable, "-P", "-m", "executor_svc")
+
+
+class Children:
+    """Ranks 1 and on, as processes of this one. Made by the main thread, as they die with the thread that made them."""
+
+    def __init__(self, place: Place, flags: Sequence[str], port: int) -> None:
+        """`flags` are those of the executor; `port` is that of the store at which ranks meet."""
+        self.ready = False
+        self._closing = False
+        self._processes = [
+            subprocess.Popen(
+                [*_COMMAND, *flags],
+                env=_environment(os.environ, place, rank, port),
+                stdin=subprocess.DEVNULL,
+            )
+            for rank in range(1, place.size)
+        ]
+        for rank, process in enumerate(self._processes, 1):
+            name = f"rank-{rank}-process"
+            threading.Thread(target=self._watch, args=(rank, process), name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """Returns when all have ended, as they have been told to; those that do not are killed."""
+        self._closing = True
+        deadline = time.monotonic() + _END_SECONDS
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
+        status = process.wait()
+        if not self.ready:
+            time.sleep(_START_GRACE_SECONDS)
+        if not self._closing:
+            end_process("rank_lost", rank=rank, reason=f"its process ended with status {status}")
+
+
+def _environment(own: Mapping[str, str], place: Place, rank: int, port: int) -> dict[str, str]:
+    """What `torchrun` would give a rank, and who its parent is."""
+    return dict(own) | {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(place.size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(place.size),
+        "MASTER_ADDR": place.master,
+        "MASTER_PORT": str(port),
+        "NANOSERVE_PARENT": str(os.getpid()),
+    }
+
+
+def die_with_parent(environment: Mapping[str, str]) -> None:
+    """In a rank that another started: has the kernel kill it with that one; at once where that one is gone already."""
+    parent = environment.get("NANOSERVE_PARENT")
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(parent):
+        os._exit(1)

@@ -1,0 +1,107 @@
+"""A rank but the first: runs the plans that rank 0 sends, in their order, and ends when rank 0 does."""
+
+import os
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+import structlog
+import torch
+from torch.distributed.rendezvous import rendezvous
+
+from executor_svc import wire
+from executor_svc.build import build_torch_runner, choose_device
+from executor_svc.config import ExecutorConfig
+from executor_svc.models.config import read_model_config
+from executor_svc.parallel.children import die_with_parent
+from executor_svc.parallel.end import end_process
+from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, prepare_device
+from executor_svc.parallel.link import FollowerEnd
+from executor_svc.parallel.place import Place
+from executor_svc.parallel.ranks import Ranks
+from executor_svc.parallel.shard import Shard
+from executor_svc.plan import StepFailure
+from executor_svc.row_table import RowTable
+from executor_svc.runner import PendingStep, StepRunner, sub_steps
+from nanoserve.checkpoint import weights_fingerprint
+from nanoserve.executor.v1 import executor_pb2 as pb
+
+_Waited = tuple[PendingStep, int]
+
+
+def follow(config: ExecutorConfig, model_dir: Path, place: Place) -> None:
+    """Returns when rank 0 says so; whatever else happens ends the process with status 1."""
+    die_with_parent(os.environ)
+    try:
+        runner, link = _start(config, model_dir, place)
+        _Follower(runner).run(link)
+    except Exception as error:
+        end_process("rank_failed", rank=place.rank, reason=str(error), exc_info=error)
+
+
+def _start(config: ExecutorConfig, model_dir: Path, place: Place) -> tuple[StepRunner, FollowerEnd]:
+    model_config = read_model_config(model_dir)
+    shard = Shard(place.rank, place.size)
+    shard.check(model_config)
+    device = choose_device(config.device, place.local_rank)
+    prepare_device(device, place)
+    store, _, _ = next(rendezvous("env://"))
+    check_alike(store, place, config, weights_fingerprint(model_dir))
+    join_group(store, place, device)
+    connection = connect_to_leader(store, place)
+    ranks = Ranks(shard, model_config.vocab_size)
+    runner = build_torch_runner(config, model_dir, ranks, place.local_rank)
+    ranks.smallest(0, device)  # all are ready
+    structlog.get_logger().info("rank_ready", rank=place.rank, device=runner.device, pid=os.getpid())
+    return runner, FollowerEnd(connection, _lost)
+
+
+def _lost(reason: str) -> None:
+    end_process("rank_lost", rank=0, reason=reason)
+
+
+class _Follower:
+    """Launches plans as they come; a thread waits for them, so that they free what they hold."""
+
+    def __init__(self, runner: StepRunner) -> None:
+        self._runner = runner
+        self._launched: SimpleQueue[_Waited | threading.Event] = SimpleQueue()
+        threading.Thread(target=self._wait, name="rank-waiter", daemon=True).start()
+
+    def run(self, link: FollowerEnd) -> None:
+        """Takes plans until rank 0 ends them."""
+        limits = self._runner.limits
+        table = RowTable(limits)
+        for message in link.messages():
+            if message is None:
+                self._settle()
+                self._runner.reset()
+                table = RowTable(limits)
+                continue
+            step = table.apply(wire.decode_plan(pb.StepPlan.FromString(message), limits.vocab_size))
+            self._launched.put((self._runner.launch(step), len(sub_steps(step))))
+        self._settle()
+        self._runner.close()
+
+    def _settle(self) -> None:
+        """Returns when nothing that was launched is unfinished."""
+        settled = threading.Event()
+        self._launched.put(settled)
+        settled.wait()
+
+    def _wait(self) -> None:
+        if self._runner.device.startswith("cuda"):
+            torch.cuda.set_device(self._runner.device)
+        while True:
+            item = self._launched.get()
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            pending, num_sub_steps = item
+            try:
+                for sub_step in range(num_sub_steps):
+                    pending.wait(sub_step)
+            except StepFailure:
+                pass  # rank 0 has the same, and tells of it
+            except Exception as error:
+                end_process("step_failed", exc_info=error)

@@ -1,0 +1,99 @@
+"""How ranks find each other: a process group for tensors, a socket from each to rank 0 for plans."""
+
+import hmac
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+
+from executor_svc.config import ExecutorConfig, to_flags
+from executor_svc.parallel.place import Place
+
+# Ranks load their shards between two collectives, from disks that may be slow.
+_PATIENCE = timedelta(minutes=15)
+_HELLO_SECONDS = 5.0
+_TOKEN_BYTES = 32
+_RANK = struct.Struct("<I")
+# What may differ between ranks: where one listens, and what it writes.
+_OWN_FLAGS = ("--model=", "--listen=", "--log-level=", "--profile-dir=")
+
+
+def prepare_device(device: torch.device, place: Place) -> None:
+    """Makes `device` that of this thread, which must be the one that launches, and shares the host's cores out."""
+    if device.type == "cuda":
+        # Multicast over NVLink stays off.
+        os.environ["NCCL_NVLS_ENABLE"] = "0"
+        os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
+
+
+def join_group(store: Store, place: Place, device: torch.device) -> None:
+    """Makes the process group, when all ranks have come: gloo on the CPU, NCCL on CUDA."""
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=_PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def check_alike(store: Store, place: Place, config: ExecutorConfig, weights: str) -> None:
+    """ValueError where a rank has other flags than rank 0, or other weights; `weights` is their fingerprint."""
+    flags = [flag for flag in to_flags(config) if not flag.startswith(_OWN_FLAGS)]
+    mine = "\n".join([*flags, weights])
+    if place.rank == 0:
+        store.set("nanoserve/start", mine)
+    elif (theirs := store.get("nanoserve/start").decode()) != mine:
+        different = set(mine.split("\n")) ^ set(theirs.split("\n"))
+        raise ValueError(f"rank {place.rank} is not started as rank 0 is: {', '.join(sorted(different))}")
+
+
+def accept_ranks(store: Store, place: Place) -> Sequence[socket.socket]:
+    """Rank 0: the sockets to ranks 1, 2 and so on."""
+    token = secrets.token_hex(_TOKEN_BYTES // 2)
+    connections: dict[int, socket.socket] = {}
+    with socket.create_server((place.master, 0)) as server:
+        server.settimeout(_PATIENCE.total_seconds())
+        store.set("nanoserve/token", token)
+        store.set("nanoserve/port", str(server.getsockname()[1]))
+        while len(connections) < place.size - 1:
+            connection, _ = server.accept()
+            rank = _greeted(connection, token.encode())
+            if rank is None or not 0 < rank < place.size or rank in connections:
+                connection.close()
+            else:
+                connections[rank] = connection
+    return [connections[rank] for rank in sorted(connections)]
+
+
+def _greeted(connection: socket.socket, token: bytes) -> int | None:
+    """The rank at the other end; None for a stranger."""
+    connection.settimeout(_HELLO_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        hello = connection.recv(_TOKEN_BYTES + _RANK.size, socket.MSG_WAITALL)
+    except OSError:
+        return None
+    if len(hello) != _TOKEN_BYTES + _RANK.size or not hmac.compare_digest(hello[:_TOKEN_BYTES], token):
+        return None
+    (rank,) = _RANK.unpack(hello[_TOKEN_BYTES:])
+    return int(rank)
+
+
+def connect_to_leader(store: Store, place: Place) -> socket.socket:
+    """Another rank: its socket to rank 0."""
+    port = int(store.get("nanoserve/port"))
+    connection = socket.create_connection((place.master, port), timeout=_PATIENCE.total_seconds())
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(store.get("nanoserve/token") + _RANK.pack(place.rank))
+    return connection

@@ -1,0 +1,99 @@
+"""Rank 0: runs its own shard and tells the other ranks what to run. Order alone keeps them in step."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed.rendezvous import rendezvous
+
+from executor_svc.build import build_torch_runner, choose_device
+from executor_svc.config import ExecutorConfig, to_flags
+from executor_svc.models.config import read_model_config
+from executor_svc.parallel.children import Children
+from executor_svc.parallel.end import end_process
+from executor_svc.parallel.join import accept_ranks, check_alike, join_group, prepare_device
+from executor_svc.parallel.link import LeaderEnd
+from executor_svc.parallel.place import Place
+from executor_svc.parallel.ranks import Ranks
+from executor_svc.parallel.shard import Shard
+from executor_svc.plan import Step
+from executor_svc.runner import PendingStep, StepRunner
+from nanoserve.checkpoint import weights_fingerprint
+
+_LOOPBACK = "127.0.0.1"
+
+
+class LeaderRunner:
+    """A StepRunner of several ranks: every plan goes to the others before rank 0 runs it."""
+
+    def __init__(self, runner: StepRunner, links: Sequence[LeaderEnd], children: Children | None) -> None:
+        """`runner` is rank 0's own."""
+        self.limits, self.device, self.dtype, self.fatal = (
+            runner.limits,
+            runner.device,
+            runner.dtype,
+            runner.fatal,
+        )
+        self._runner, self._links, self._children = runner, links, children
+
+    def reset(self) -> None:
+        """Has every rank clear all rows; returns when rank 0 has."""
+        for link in self._links:
+            link.reset()
+        self._runner.reset()
+
+    def launch(self, step: Step) -> PendingStep:
+        """Queues a step on every rank."""
+        assert step.plan.encode is not None
+        encoded = step.plan.encode()
+        for link in self._links:
+            link.plan(encoded)
+        return self._runner.launch(step)
+
+    def close(self) -> None:
+        """Ends the other ranks; no step is unfinished on this one, so none is on them."""
+        self._runner.close()
+        for link in self._links:
+            link.close()
+        if self._children is not None:
+            self._children.close()
+
+
+def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -> LeaderRunner:
+    """Rank 0's runner, when all ranks are ready; without a `place` it starts the others, on this host.
+
+    CheckpointError and ValueError as build_torch_runner; ValueError where the model cannot be divided so.
+    """
+    spawns = place is None
+    place = place or Place(0, config.tensor_parallel_size, 0, config.tensor_parallel_size, _LOOPBACK)
+    model_config = read_model_config(model_dir)
+    shard = Shard(0, place.size)
+    shard.check(model_config)
+    choose_device(config.device, place.local_size - 1)  # there is one for each rank
+    device = choose_device(config.device, place.local_rank)
+    children = None
+    if spawns:
+        if device.type == "cpu":
+            # Gloo would else take the address that the host's name has, if it has one.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store: Store = TCPStore(_LOOPBACK, 0, place.size, is_master=True, wait_for_workers=False)
+        assert isinstance(store, TCPStore)
+        children = Children(place, to_flags(config), store.port)
+    else:
+        store, _, _ = next(rendezvous("env://"))
+    prepare_device(device, place)
+    check_alike(store, place, config, weights_fingerprint(model_dir))
+    join_group(store, place, device)
+    connections = accept_ranks(store, place)
+    ranks = Ranks(shard, model_config.vocab_size)
+    runner = build_torch_runner(config, model_dir, ranks, place.local_rank)
+    ranks.smallest(0, device)  # all are ready
+    if children is not None:
+        children.ready = True
+    links = [LeaderEnd(rank, connection, _lost) for rank, connection in enumerate(connections, 1)]
+    return LeaderRunner(runner, links, children)
+
+
+def _lost(rank: int, reason: str) -> None:
+    end_process("rank_lost", rank=rank, reason=reason)

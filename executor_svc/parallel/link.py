@@ -1,0 +1,125 @@
+"""The sockets between rank 0 and each other rank: plans one way, signs of life both ways.
+
+To a rank: a length, 4 bytes little-endian, and as many bytes of a plan; lengths that no plan has mean something else.
+From a rank: a byte now and then. A socket that closes unannounced, or a side that is silent for SILENCE_SECONDS, is a
+rank that is lost; threads of their own notice it, so a wait within a collective hides nothing.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+_HEADER = struct.Struct("<I")
+_ALIVE = 0
+_RESET = 2**32 - 1
+_END = 2**32 - 2
+_BEAT_SECONDS = 0.5
+SILENCE_SECONDS = 3.0
+"""How long a rank may say nothing."""
+
+
+class LeaderEnd:
+    """Rank 0's end of the socket to one rank."""
+
+    def __init__(self, rank: int, connection: socket.socket, lost: Callable[[int, str], None]) -> None:
+        """`lost` is called, by a thread, with the rank and the reason when it is."""
+        self.rank = rank
+        self._connection, self._lost = connection, lost
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._closing = threading.Event()
+        for work in (self._send, self._watch, self._beat):
+            threading.Thread(target=work, name=f"rank-{rank}{work.__name__}", daemon=True).start()
+
+    def plan(self, encoded: bytes) -> None:
+        """Sends a plan; never blocks."""
+        self._outbox.put(_HEADER.pack(len(encoded)) + encoded)
+
+    def reset(self) -> None:
+        """Has the rank forget all rows; never blocks."""
+        self._outbox.put(_HEADER.pack(_RESET))
+
+    def close(self) -> None:
+        """Tells the rank to end, once it has got what was sent before."""
+        self._closing.set()
+        self._outbox.put(_HEADER.pack(_END))
+        self._outbox.put(None)
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the watching thread sees it too
+            while (message := self._outbox.get()) is not None:
+                self._connection.sendall(message)
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(_BEAT_SECONDS):
+            self._outbox.put(_HEADER.pack(_ALIVE))
+
+    def _watch(self) -> None:
+        reason = "its connection closed"
+        try:
+            self._connection.settimeout(SILENCE_SECONDS)
+            while self._connection.recv(64):
+                pass
+        except TimeoutError:
+            reason = f"it said nothing for {SILENCE_SECONDS:g} s"
+        except OSError as error:
+            reason = str(error)
+        if not self._closing.is_set():
+            self._lost(self.rank, reason)
+
+
+class FollowerEnd:
+    """Another rank's end of its socket to rank 0."""
+
+    def __init__(self, connection: socket.socket, lost: Callable[[str], None]) -> None:
+        """`lost` is called, by a thread, with the reason when rank 0 is."""
+        self._connection, self._lost = connection, lost
+        self._inbox: SimpleQueue[bytes | None] = SimpleQueue()
+        threading.Thread(target=self._receive, name="rank-0-receive", daemon=True).start()
+        threading.Thread(target=self._beat, name="rank-0-beat", daemon=True).start()
+
+    def messages(self) -> Iterator[bytes | None]:
+        """Plans as they come, and None for a reset. It ends when rank 0 says so."""
+        while (message := self._inbox.get()) is not None:
+            yield message or None
+
+    def _receive(self) -> None:
+        reason = "its connection closed"
+        try:
+            self._connection.settimeout(SILENCE_SECONDS)
+            while (header := _read(self._connection, _HEADER.size)) is not None:
+                (length,) = _HEADER.unpack(header)
+                if length == _END:
+                    self._inbox.put(None)
+                    return
+                if length == _RESET:
+                    self._inbox.put(b"")
+                elif length != _ALIVE:
+                    plan = _read(self._connection, length)
+                    if plan is None:
+                        break
+                    self._inbox.put(plan)
+        except TimeoutError:
+            reason = f"it said nothing for {SILENCE_SECONDS:g} s"
+        except OSError as error:
+            reason = str(error)
+        self._lost(reason)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the receiving thread sees it too
+            while not threading.Event().wait(_BEAT_SECONDS):
+                self._connection.sendall(b"\0")
+
+
+def _read(connection: socket.socket, count: int) -> bytes | None:
+    """Exactly `count` bytes; None where the connection ends before."""
+    parts = bytearray()
+    while len(parts) < count:
+        part = connection.recv(min(count - len(parts), 2**20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)

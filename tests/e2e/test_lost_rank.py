@@ -1,0 +1,66 @@
+"""A rank that dies or stops takes its executor down with it, and the supervisor brings all ranks back."""
+
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nanoserve_client import Client
+from nanoserve_client.supervisor import LocalServer
+
+FLAGS = [
+    "--device=cpu",
+    "--dtype=float32",
+    "--num-kv-blocks=129",
+    "--max-num-seqs=8",
+    "--tensor-parallel-size=2",
+]
+LIMIT_SECONDS = 5.0
+PROMPT = [5, 60, 7, 201]
+NUM_STREAMS = 4
+
+
+def ranks_of(executor_pid: int) -> list[int]:
+    """Process ids by rank."""
+    found = subprocess.run(["pgrep", "-P", str(executor_pid)], capture_output=True, text=True, check=True)
+    return [executor_pid, *map(int, found.stdout.split())]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def seconds_until_gone(pids: list[int]) -> float:
+    begin = time.monotonic()
+    while any(map(is_running, pids)) and time.monotonic() - begin < 2 * LIMIT_SECONDS:
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+def test_every_stream_survives_the_death_and_the_hang_of_any_rank() -> None:
+    with LocalServer(executor_flags=FLAGS) as server, Client(server.address) as client:
+
+        def generate(number: int) -> tuple[int, ...]:
+            answer = client.generate(PROMPT, temperature=1.5, seed=number, max_tokens=120, ignore_eos=True)
+            return answer.token_ids
+
+        expected = [generate(number) for number in range(NUM_STREAMS)]
+        assert len(set(expected[0])) > 20, "the test means nothing where all tokens are alike"
+        for rank, number in ((0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)):
+            with ThreadPoolExecutor(NUM_STREAMS) as pool:
+                calls = [pool.submit(generate, index) for index in range(NUM_STREAMS)]
+                while client.get_load().num_running_requests < NUM_STREAMS:
+                    time.sleep(0.01)
+                pids = ranks_of(server.executor_pid)
+                assert len(pids) == 2
+                os.kill(pids[rank], number)
+                assert seconds_until_gone(pids) < LIMIT_SECONDS
+                assert [call.result() for call in calls] == expected
+        pids = ranks_of(server.executor_pid)
+    assert not any(map(is_running, pids))
