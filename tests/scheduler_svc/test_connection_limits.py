@@ -54,34 +54,25 @@ def test_oversized_headers_are_refused_and_the_connection_goes_on(tmp_path: Path
     run(test)
 
 
-def test_a_connection_carries_so_many_streams_and_others_go_on(tmp_path: Path):
-    async def test() -> None:
-        async with Service(tmp_path) as service:
-            await service.serving()
-            async with one_connection(service.address) as channel:
-                health = health_pb2_grpc.HealthStub(channel)
-                watches = [
-                    health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS_PER_CONNECTION)
-                ]
-                for watch in watches:
-                    await watch.read()
-                with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
-                    await InferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=1)
-                assert (await service.stub.GetModel(GetModelRequest(), timeout=20)).vocab_size
-                watches.pop().cancel()
-                assert (
-                    await InferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=20)
-                ).vocab_size
-                for watch in watches:
-                    watch.cancel()
-                assert {await watch.code() for watch in watches} == {grpc.StatusCode.CANCELLED}
-
-    run(test)
+def test_a_connection_carries_so_many_streams_and_others_go_on(served_alone: str):
+    with one_connection(served_alone) as channel, one_connection(served_alone) as other:
+        health, stub = health_pb2_grpc.HealthStub(channel), InferenceServiceStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS_PER_CONNECTION)]
+        for watch in watches:
+            next(watch)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.GetModel(GetModelRequest(), timeout=1)
+        assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert InferenceServiceStub(other).GetModel(GetModelRequest(), timeout=20).vocab_size
+        watches.pop().cancel()
+        assert stub.GetModel(GetModelRequest(), timeout=20).vocab_size
+        for watch in watches:
+            watch.cancel()
 
 
-def one_connection(address: str) -> grpc.aio.Channel:
+def one_connection(address: str) -> grpc.Channel:
     options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc.insecure_channel(address, options=options)
 
 
 @contextlib.contextmanager
