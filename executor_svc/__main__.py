@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from executor_svc.config import ExecutorConfig, parse_config
+from executor_svc.parallel.children import die_with_parent
 from executor_svc.parallel.place import Place, read_place
 from executor_svc.profile.profiler import Profiling
 from executor_svc.runner import StepRunner
@@ -108,6 +109,7 @@ def _follow(config: ExecutorConfig, place: Place) -> int:
     """Runs a rank but the first until rank 0 ends it, whom alone signals are for."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    die_with_parent(os.environ)  # before torch, whose import takes seconds
     from executor_svc.parallel.follower import follow
 
     follow(config, find_checkpoint(config.model, weights=config.load_format != "dummy"), place)

@@ -16,7 +16,6 @@ from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.model_runner import ModelRunner
 from executor_svc.models.config import ModelConfig, read_model_config
 from executor_svc.models.qwen import QwenForCausalLM
-from executor_svc.parallel.ranked_runner import RankedModelRunner
 from executor_svc.parallel.ranks import ALONE, Ranks
 from executor_svc.runner import RunnerLimits
 from executor_svc.slot_tokens import SlotTokens
@@ -64,8 +63,7 @@ def build_torch_runner(
         vocab_size=model_config.vocab_size,
     )
     with naming_flag("--max-num-seqs", f"{limits.max_num_seqs} rows do not fit", device):
-        runner_class = ModelRunner if ranks.alone else RankedModelRunner
-        model_runner = runner_class(model, backend, BatchState(limits, device), config.block_size)
+        model_runner = ModelRunner(model, backend, BatchState(limits, device), config.block_size)
         steps = []
         if backend.capturable and not config.enforce_eager:
             steps = _static_steps(model_runner, limits)

@@ -131,7 +131,8 @@ def _source(guide: Guide) -> str:
             case "regex":
                 return LLMatcher.grammar_from_regex(guide.text)
             case "choice":
-                texts = map(json.dumps, json.loads(guide.text))
+                # JSON leaves this one character of ASCII as it is, and the grammar's language does not take it so.
+                texts = (json.dumps(text).replace("\x7f", "\\u007f") for text in json.loads(guide.text))
                 return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
             case _:
                 return LLMatcher.grammar_from_lark(guide.text)

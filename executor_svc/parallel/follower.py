@@ -1,5 +1,6 @@
 """A rank but the first: runs the plans that rank 0 sends, in their order, and ends when rank 0 does."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -13,11 +14,11 @@ from executor_svc import wire
 from executor_svc.build import build_torch_runner, choose_device
 from executor_svc.config import ExecutorConfig
 from executor_svc.models.config import read_model_config
-from executor_svc.parallel.children import die_with_parent
 from executor_svc.parallel.end import end_process
 from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, prepare_device
 from executor_svc.parallel.link import FollowerEnd
 from executor_svc.parallel.place import Place
+from executor_svc.parallel.ranked_step import RankedStep
 from executor_svc.parallel.ranks import Ranks
 from executor_svc.parallel.shard import Shard
 from executor_svc.plan import StepFailure
@@ -31,7 +32,6 @@ _Waited = tuple[PendingStep, int]
 
 def follow(config: ExecutorConfig, model_dir: Path, place: Place) -> None:
     """Returns when rank 0 says so; whatever else happens ends the process with status 1."""
-    die_with_parent(os.environ)
     try:
         runner, link = _start(config, model_dir, place)
         _Follower(runner).run(link)
@@ -79,7 +79,8 @@ class _Follower:
                 table = RowTable(limits)
                 continue
             step = table.apply(wire.decode_plan(pb.StepPlan.FromString(message), limits.vocab_size))
-            self._launched.put((self._runner.launch(step), len(sub_steps(step))))
+            launched = RankedStep(step.plan.step_id, self._runner.launch(step))
+            self._launched.put((launched, len(sub_steps(step))))
         self._settle()
         self._runner.close()
 
@@ -98,10 +99,6 @@ class _Follower:
                 item.set()
                 continue
             pending, num_sub_steps = item
-            try:
+            with contextlib.suppress(StepFailure):  # rank 0 has the same, and tells of it
                 for sub_step in range(num_sub_steps):
                     pending.wait(sub_step)
-            except StepFailure:
-                pass  # rank 0 has the same, and tells of it
-            except Exception as error:
-                end_process("step_failed", exc_info=error)

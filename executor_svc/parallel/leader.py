@@ -1,6 +1,7 @@
 """Rank 0: runs its own shard and tells the other ranks what to run. Order alone keeps them in step."""
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from executor_svc.build import build_torch_runner, choose_device
 from executor_svc.config import ExecutorConfig, to_flags
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.children import Children
-from executor_svc.parallel.end import end_process
+from executor_svc.parallel.end import end_process, exit_on_signal
 from executor_svc.parallel.join import accept_ranks, check_alike, join_group, prepare_device
 from executor_svc.parallel.link import LeaderEnd
 from executor_svc.parallel.place import Place
+from executor_svc.parallel.ranked_step import RankedStep
 from executor_svc.parallel.ranks import Ranks
 from executor_svc.parallel.shard import Shard
 from executor_svc.plan import Step
@@ -49,7 +51,7 @@ class LeaderRunner:
         encoded = step.plan.encode()
         for link in self._links:
             link.plan(encoded)
-        return self._runner.launch(step)
+        return RankedStep(step.plan.step_id, self._runner.launch(step))
 
     def close(self) -> None:
         """Ends the other ranks; no step is unfinished on this one, so none is on them."""
@@ -77,15 +79,16 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         if device.type == "cpu":
             # Gloo would else take the address that the host's name has, if it has one.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store: Store = TCPStore(_LOOPBACK, 0, place.size, is_master=True, wait_for_workers=False)
-        assert isinstance(store, TCPStore)
-        children = Children(place, to_flags(config), store.port)
+        store, port = _loopback_store(place.size)
+        children = Children(place, to_flags(config), port)
     else:
-        store, _, _ = next(rendezvous("env://"))
+        with exit_on_signal():
+            store, _, _ = next(rendezvous("env://"))
     prepare_device(device, place)
     check_alike(store, place, config, weights_fingerprint(model_dir))
-    join_group(store, place, device)
-    connections = accept_ranks(store, place)
+    with exit_on_signal():
+        join_group(store, place, device)
+        connections = accept_ranks(store, place)
     ranks = Ranks(shard, model_config.vocab_size)
     runner = build_torch_runner(config, model_dir, ranks, place.local_rank)
     ranks.smallest(0, device)  # all are ready
@@ -93,6 +96,16 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         children.ready = True
     links = [LeaderEnd(rank, connection, _lost) for rank, connection in enumerate(connections, 1)]
     return LeaderRunner(runner, links, children)
+
+
+def _loopback_store(size: int) -> tuple[Store, int]:
+    """A store that this host alone reaches, and its port: what TCPStore binds itself is open to all interfaces."""
+    with socket.create_server((_LOOPBACK, 0)) as server:
+        port, descriptor = server.getsockname()[1], server.detach()
+    store = TCPStore(
+        _LOOPBACK, port, size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+    )
+    return store, port
 
 
 def _lost(rank: int, reason: str) -> None:
