@@ -20,8 +20,16 @@ _PATIENCE = timedelta(minutes=15)
 _HELLO_SECONDS = 5.0
 _TOKEN_BYTES = 32
 _RANK = struct.Struct("<I")
-# What may differ between ranks: where one listens, and what it writes.
-_OWN_FLAGS = ("--model=", "--listen=", "--log-level=", "--profile-dir=")
+# What may differ between ranks: where one listens and who may come there, what it writes, and where its model lies.
+_OWN_FLAGS = (
+    "--model=",
+    "--listen=",
+    "--tls-",
+    "--secret-file=",
+    "--insecure",
+    "--log-level=",
+    "--profile-dir=",
+)
 
 
 def prepare_device(device: torch.device, place: Place) -> None:

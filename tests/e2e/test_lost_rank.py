@@ -47,7 +47,9 @@ def test_every_stream_survives_the_death_and_the_hang_of_any_rank() -> None:
     with LocalServer(executor_flags=FLAGS) as server, Client(server.address) as client:
 
         def generate(number: int) -> tuple[int, ...]:
-            answer = client.generate(PROMPT, temperature=1.5, seed=number, max_tokens=120, ignore_eos=True)
+            penalty = 0.5 if number % 2 == 0 else 0.0  # both ways to choose a token
+            params = {"temperature": 1.5, "frequency_penalty": penalty, "seed": number}
+            answer = client.generate(PROMPT, max_tokens=120, ignore_eos=True, **params)
             return answer.token_ids
 
         expected = [generate(number) for number in range(NUM_STREAMS)]

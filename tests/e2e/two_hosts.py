@@ -21,7 +21,7 @@ SIZE_FLAGS = ("--num-kv-blocks=129", "--max-num-seqs=8", "--dtype=float32", "--d
 EXECUTOR, SCHEDULER = "127.0.0.1:50061", "127.0.0.1:50051"
 READY_SECONDS = 120.0
 PROMPT = [5, 60, 7, 201]
-PARAMS = {"temperature": 1.5, "seed": 1, "max_tokens": 150, "ignore_eos": True}
+PARAMS = {"temperature": 1.5, "frequency_penalty": 0.5, "seed": 1, "max_tokens": 150, "ignore_eos": True}
 
 
 def run(*command: str) -> None:
