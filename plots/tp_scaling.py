@@ -26,11 +26,14 @@ def draw(data: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4.4), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     measured, predicted = data["measured"], data["predicted"]
-    what = f"Measured: {data['model']}, batch {data['batch']}, {data['device']}\n{data['machine']}, {data['date']}"
+    what = (
+        f"Measured: {data['model']}, batch {data['batch']}, {data['device']}\n{data['date']}, machine below"
+    )
     _bars(left, measured, what)
     link = f"{predicted['link_gb_per_second']:g} GB/s, {predicted['link_latency_us']:g} us"
     what = f"PREDICTION: {predicted['model']}, batch {predicted['batch']}, link of {link}\nno measurement"
     _bars(right, predicted["points"], what)
+    figure.supxlabel(f"measured on {data['machine']}", x=0.02, ha="left", fontsize=9)
     left.legend(frameon=False, loc="upper left")
     return figure
 
@@ -43,7 +46,9 @@ def _bars(axes: Axes, points: list[dict[str, Any]], title: str) -> None:
         axes.bar(names, heights, 0.6, bottom=bottom, color=color, label=part.removesuffix("_ms"))
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     for name, top, point in zip(names, bottom, points, strict=True):
-        axes.annotate(f"{point['tokens_per_second']:,.0f} tokens/s", (name, top), ha="center", va="bottom")
+        axes.annotate(
+            f"{point['tokens_per_second']:,.0f} tok/s", (name, top), ha="center", va="bottom", fontsize=8
+        )
     axes.set_ylim(0, 1.35 * max(bottom))
     axes.set_xlabel("ranks")
     axes.set_ylabel("decode step, ms")
