@@ -114,9 +114,9 @@ def test_profiles_change_no_token_while_requests_are_preempted_and_cancelled(tmp
         done.set()
         return answers, await profiling if profiling is not None else 0
 
-    with LocalServer(executor_flags=[*SMALL, f"--profile-dir={tmp_path}"]) as server:
+    with LocalServer(executor_flags=[*SMALL, "--num-kv-blocks=46", f"--profile-dir={tmp_path}"]) as server:
         expected, _ = asyncio.run(run(server.address, profiled=False))
-    with LocalServer(executor_flags=[*SMALL, f"--profile-dir={tmp_path}"]) as server:
+    with LocalServer(executor_flags=[*SMALL, "--num-kv-blocks=46", f"--profile-dir={tmp_path}"]) as server:
         got, num_steps = asyncio.run(run(server.address, profiled=True))
         with Client(server.address) as client:
             load = wait_until_idle(client)
