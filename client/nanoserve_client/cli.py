@@ -17,6 +17,7 @@ from nanoserve_client.commands import (
     replay,
     serve,
     simulate,
+    top,
     verify_recording,
 )
 from nanoserve_client.errors import ConnectionFailed, NanoserveError, Unavailable
@@ -26,6 +27,7 @@ _COMMANDS = {
     "generate": (generate, "continue a prompt"),
     "chat": (chat, "talk with the served model"),
     "load": (load, "show the load of a server"),
+    "top": (top, "watch what a server does, live"),
     "api-key": (api_key, "make an API key and its entry for the scheduler's key file"),
     "profile": (profile, "record some steps of a server as one Chrome trace"),
     "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),
