@@ -194,6 +194,8 @@ class Engine:
     def _take_compiled(self, compiled: Compiled) -> None:
         """Goes on with a request that had to wait for its grammar."""
         command, outcome = compiled.command, compiled.outcome
+        if self._guides is None or not self._guides.claim(command.key):
+            return
         problem = outcome if isinstance(outcome, Problem) else self._refusal(command)
         if problem is None and isinstance(outcome, Grammar):
             self._accept(command, outcome)

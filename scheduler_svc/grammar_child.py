@@ -55,7 +55,7 @@ def _serve() -> None:
 
 def main() -> None:
     """Serves until the input ends. Signals to the process group are left to the scheduler."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading.stack_size(_STACK_BYTES)
     thread = threading.Thread(target=_serve)

@@ -110,24 +110,25 @@ class Guides:
 
     def compile(self, command: msg.Submit) -> None:
         """Begins to compile the guide of a request; Compiled tells the outcome."""
-        if len(self._compiling) >= _MAX_COMPILING:
-            problem = Problem(Code.RESOURCE_EXHAUSTED, "too many grammars are being compiled", "guided", 1.0)
-            self.post(Compiled(command, problem))
-            return
-        self._compiling[command.key] = asyncio.ensure_future(self._compile(command))
+        work = self._compile if len(self._compiling) < _MAX_COMPILING else self._refuse
+        self._compiling[command.key] = asyncio.ensure_future(work(command))
         self._tenants[command.key] = command.tenant
 
     def num_compiling(self, tenant: str) -> int:
         """How many requests of a tenant wait for their grammars."""
         return sum(other == tenant for other in self._tenants.values())
 
+    def claim(self, key: int) -> bool:
+        """Takes what Compiled tells of a request; False where the request was withdrawn before."""
+        self._tenants.pop(key, None)
+        return self._compiling.pop(key, None) is not None
+
     def withdraw(self, key: int) -> bool:
         """Gives up compiling for a request; False where it was not compiling."""
-        self._tenants.pop(key, None)
-        task = self._compiling.pop(key, None)
+        task = self._compiling.get(key)
         if task is not None:
             task.cancel()
-        return task is not None
+        return self.claim(key)
 
     def withdraw_all(self) -> list[int]:
         """Gives up compiling; returns the keys of the requests that wait for it."""
@@ -146,9 +147,11 @@ class Guides:
             outcome = Problem(Code.RESOURCE_EXHAUSTED, "other grammars are being compiled", field_name, 1.0)
         except Exception:
             outcome = internal_problem("a grammar was not compiled")
-        self._tenants.pop(command.key, None)
-        if self._compiling.pop(command.key, None) is not None:
-            self.post(Compiled(command, outcome))
+        self.post(Compiled(command, outcome))
+
+    async def _refuse(self, command: msg.Submit) -> None:
+        problem = Problem(Code.RESOURCE_EXHAUSTED, "too many grammars are being compiled", "guided", 1.0)
+        self.post(Compiled(command, problem))
 
     # Following
 

@@ -50,6 +50,8 @@ class _Request:
     num_prompt_tokens: int
     sequence_ids: tuple[int, ...] = ()
     has_tokens: bool = False
+    is_given_up: bool = False
+    """Whether the client has left before it was accepted."""
     unfinished: set[int] = field(default_factory=set)
     """Sequences that neither stopped nor came to their longest."""
 
@@ -80,10 +82,11 @@ class Metrics:
             case msg.Submit():
                 num_tokens = len(command.request.prompt_token_ids)
                 self._requests[command.key] = _Request(time.monotonic(), num_tokens)
-            case msg.Abort() if command.indices is not None and command.key in self._requests:
-                # By a stop string: that is how the API reports one.
-                request = self._requests[command.key]
-                for index in command.indices:
+            case msg.Abort() if (request := self._requests.get(command.key)) is not None:
+                request.is_given_up = not request.sequence_ids
+                # With indices it is for a stop string: that is how the API reports one.
+                indices = command.indices if request.sequence_ids else None
+                for index in indices or ():
                     self._finish(request, request.sequence_ids[index], "stop")
 
     def see(self, event: msg.Event) -> None:
@@ -94,8 +97,9 @@ class Metrics:
             case msg.Accepted():
                 self._accept(event)
             case msg.Refused():
-                self._requests.pop(event.key, None)
-                self.refused[event.problem.code.name] += 1
+                request = self._requests.pop(event.key, None)
+                if request is not None and not request.is_given_up:
+                    self.refused[event.problem.code.name] += 1
 
     def _accept(self, event: msg.Accepted) -> None:
         request = self._requests[event.key]
@@ -114,7 +118,8 @@ class Metrics:
             self._end(ended, batch.time)
 
     def _see_tokens(self, tokens: msg.TokenBatch, now: float) -> None:
-        ids = tokens.sequence_ids.tolist()
+        is_good = tokens.finishes < Finish.FAILED
+        ids, finishes = tokens.sequence_ids[is_good].tolist(), tokens.finishes[is_good]
         self.num_output_tokens += len(ids)
         gaps = now - np.fromiter(map(self._last_token.__getitem__, ids), np.float64, len(ids))
         self._last_token.update(dict.fromkeys(ids, now))
@@ -124,8 +129,8 @@ class Metrics:
                 self._see_first(self._of_sequence[ids[index]], now)
             gaps = gaps[~is_first]
         self.gap_seconds.add(gaps)
-        for index in tokens.finishes.nonzero()[0].tolist():
-            reason = _REASONS.get(Finish(tokens.finishes[index]))
+        for index in finishes.nonzero()[0].tolist():
+            reason = _REASONS.get(Finish(finishes[index]))
             if reason is not None:
                 self._finish(self._of_sequence[ids[index]], ids[index], reason)
 

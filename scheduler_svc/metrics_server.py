@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from scheduler_svc import messages as msg
 from scheduler_svc.metrics import Histogram, Metrics
+
+_log = structlog.get_logger()
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -86,7 +90,13 @@ class MetricsServer:
     def _collect(self) -> list["Metric"]:
         """All metrics, for a thread."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(_SCRAPE_SECONDS)
+        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        try:
+            return reading.result(_SCRAPE_SECONDS)
+        except TimeoutError:  # the engine does not run yet, or any more
+            reading.cancel()
+            _log.warning("metrics cannot be read now")
+            return []
 
     async def _read(self) -> list["Metric"]:
         load: asyncio.Future[msg.LoadReply] = asyncio.get_running_loop().create_future()

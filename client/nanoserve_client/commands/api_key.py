@@ -2,10 +2,12 @@
 
 import argparse
 import hashlib
+import math
 import secrets
 import sys
 
 _NUM_RANDOM_BYTES = 32
+_MAX_TENANT_CHARACTERS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a key and its entry."""
     if not arguments.tenant or not all(c.isascii() and (c.isalnum() or c in "._-") for c in arguments.tenant):
         arguments.parser.error("--tenant: must be letters, digits, dots, dashes and underscores")
+    if len(arguments.tenant) > _MAX_TENANT_CHARACTERS:
+        arguments.parser.error(f"--tenant: must have {_MAX_TENANT_CHARACTERS} characters at most")
+    if arguments.max_concurrency is not None and arguments.max_concurrency < 1:
+        arguments.parser.error("--max-concurrency: must be at least 1")
+    rate = arguments.tokens_per_second
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        arguments.parser.error("--tokens-per-second: must be finite, and more than 0")
     key = f"nsk-{secrets.token_urlsafe(_NUM_RANDOM_BYTES)}"
     fields = {
         "sha256": f'"{hashlib.sha256(key.encode()).hexdigest()}"',

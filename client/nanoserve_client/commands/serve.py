@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         # The end of a terminal is told by SIGHUP too.
-        reloads = arguments.api_key_file is not None and not sys.stdin.isatty()
+        reloads = arguments.api_key_file is not None and (sys.stdin is None or not sys.stdin.isatty())
         with _obeying_signals(server, reloads=reloads):
             server.start()
             forwarder.started()
