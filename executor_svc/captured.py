@@ -16,8 +16,8 @@ class DecodeSteps(Protocol):
     def run(self, rows: Int32Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Computes one step of rows that only decode: samples by temperature and noise, and advances the rows.
 
-        Returns results, int32 [2, at least num_rows], and raw logits, [at least num_rows, vocab_size], both to be
-        overwritten by the next run.
+        Returns results, int32 [2, at least num_rows], and raw logits, [at least num_rows, vocab_size] (of a rank among
+        several its own columns), both to be overwritten by the next run.
         """
 
 

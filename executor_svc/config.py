@@ -98,6 +98,10 @@ class ExecutorConfig:
             _require(name, getattr(self, name) != "", "must not be empty", self)
         several = self.tensor_parallel_size > 1
         _require("tensor_parallel_size", not (several and self.virtual), "must be 1 with --virtual", self)
+        # Writing a trace holds the interpreter for longer than ranks wait for a sign of life.
+        _require(
+            "tensor_parallel_size", not (several and self.profile_dir), "must be 1 with --profile-dir", self
+        )
         utilization = self.gpu_memory_utilization
         _require("gpu_memory_utilization", 0 < utilization <= 1, "must be in (0, 1]", self)
         _require("seed", 0 <= self.seed < 2**64, "must be in [0, 2**64)", self)

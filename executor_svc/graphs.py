@@ -38,8 +38,8 @@ class DecodeBuckets:
         size = bucket_for(len(rows), self._sizes)
         step = self._steps[size]
         if not np.array_equal(rows, step.rows):
-            step.rows = rows
             step.static.load(pack_batch(step.shape, rows, (), self._dummy_row))
+            step.rows = rows
         step.static.compute()
         return step.results, self._logits[:size]
 
@@ -138,7 +138,7 @@ class _SampleStep:
 
 
 def static_logits(runner: ModelRunner, max_num_seqs: int) -> torch.Tensor:
-    """A place for the logits of as many rows: [max_num_seqs, vocab_size]."""
+    """A place for the logits of as many rows, [max_num_seqs, vocab_size]; of a rank: of its own columns."""
     weight = runner.model.lm_head.weight
     return torch.zeros(max_num_seqs, len(weight), dtype=weight.dtype, device=weight.device)
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 # Every part of an upload begins at a multiple of this, so that it can be read as any type.
 _ALIGNMENT = 8
 _FIRST_CAPACITY_BYTES = 2**16
+# Larger uploads, of prompts of tens of thousands of tokens, are rare: slots that kept room for them would add up.
+_LARGEST_CAPACITY_BYTES = 2**18
 _TORCH_TYPES = {
     np.dtype(np.int32): torch.int32,
     np.dtype(np.int64): torch.int64,
@@ -47,7 +49,7 @@ class StagingRing:
     """Uploads arrays, several in one copy. Used by one thread, on one stream.
 
     A slot's pinned buffer is filled again only when the device has passed its last copy: a ring of more slots than
-    uploads are queued never waits. Slots grow to the largest upload they carried.
+    uploads are queued never waits. Slots grow to the largest upload they carried; what is too large for any goes alone.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class StagingRing:
     def upload(self, parts: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
         """One-dimensional tensors on the device, with the numbers of the arrays: int32, int64 or float32.
 
-        They are views of the slot: good for work queued before the ring has gone round.
+        They may be views of a slot: good for work queued before the ring has gone round.
         """
         firsts, end = [], 0
         for part in parts:
             firsts.append(end // part.itemsize)
             end += -(-part.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if end > _LARGEST_CAPACITY_BYTES:
+            return [upload(part, self._device) for part in parts]
         slot = self._take(end)
         for first, part in zip(firsts, parts, strict=True):
             slot.arrays[part.dtype][first : first + len(part)] = part

@@ -25,7 +25,7 @@ class Children:
     def __init__(self, place: Place, flags: Sequence[str], port: int) -> None:
         """`flags` are those of the executor; `port` is that of the store at which ranks meet."""
         self.ready = False
-        self._closing = False
+        self.closing = False
         self._processes = [
             subprocess.Popen(
                 [*_COMMAND, *flags],
@@ -40,7 +40,7 @@ class Children:
 
     def close(self) -> None:
         """Returns when all have ended, as they have been told to; those that do not are killed."""
-        self._closing = True
+        self.closing = True
         deadline = time.monotonic() + _END_SECONDS
         for process in self._processes:
             try:
@@ -53,7 +53,7 @@ class Children:
         status = process.wait()
         if not self.ready:
             time.sleep(_START_GRACE_SECONDS)
-        if not self._closing:
+        if not self.closing:
             end_process("rank_lost", rank=rank, reason=f"its process ended with status {status}")
 
 

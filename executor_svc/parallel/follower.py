@@ -24,7 +24,6 @@ from executor_svc.parallel.shard import Shard
 from executor_svc.plan import StepFailure
 from executor_svc.row_table import RowTable
 from executor_svc.runner import PendingStep, StepRunner, sub_steps
-from nanoserve.checkpoint import weights_fingerprint
 from nanoserve.executor.v1 import executor_pb2 as pb
 
 _Waited = tuple[PendingStep, int]
@@ -46,7 +45,7 @@ def _start(config: ExecutorConfig, model_dir: Path, place: Place) -> tuple[StepR
     device = choose_device(config.device, place.local_rank)
     prepare_device(device, place)
     store, _, _ = next(rendezvous("env://"))
-    check_alike(store, place, config, weights_fingerprint(model_dir))
+    check_alike(store, place, config, model_dir, device)
     join_group(store, place, device)
     connection = connect_to_leader(store, place)
     ranks = Ranks(shard, model_config.vocab_size)

@@ -7,13 +7,18 @@ import socket
 import struct
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from executor_svc.config import ExecutorConfig, to_flags
+from executor_svc.parallel.link import read_exactly
 from executor_svc.parallel.place import Place
+from nanoserve.checkpoint import model_fingerprint, weights_fingerprint
 
 # Ranks load their shards between two collectives, from disks that may be slow.
 _PATIENCE = timedelta(minutes=15)
@@ -55,10 +60,20 @@ def join_group(store: Store, place: Place, device: torch.device) -> None:
     )
 
 
-def check_alike(store: Store, place: Place, config: ExecutorConfig, weights: str) -> None:
-    """ValueError where a rank has other flags than rank 0, or other weights; `weights` is their fingerprint."""
+def check_alike(
+    store: Store, place: Place, config: ExecutorConfig, model_dir: Path, device: torch.device
+) -> None:
+    """ValueError where a rank has other flags than rank 0, another model or version, or another kind of device."""
+    kinds = [
+        f"weights {weights_fingerprint(model_dir)}",
+        f"model {model_fingerprint(model_dir)}",
+        f"nanoserve {version('nanoserve')}",
+        f"torch {torch.__version__}",
+        f"triton {find_spec('triton') is not None}",
+        f"device {device.type}",
+    ]
     flags = [flag for flag in to_flags(config) if not flag.startswith(_OWN_FLAGS)]
-    mine = "\n".join([*flags, weights])
+    mine = "\n".join([*flags, *kinds])
     if place.rank == 0:
         store.set("nanoserve/start", mine)
     elif (theirs := store.get("nanoserve/start").decode()) != mine:
@@ -89,10 +104,10 @@ def _greeted(connection: socket.socket, token: bytes) -> int | None:
     connection.settimeout(_HELLO_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        hello = connection.recv(_TOKEN_BYTES + _RANK.size, socket.MSG_WAITALL)
+        hello = read_exactly(connection, _TOKEN_BYTES + _RANK.size)
     except OSError:
         return None
-    if len(hello) != _TOKEN_BYTES + _RANK.size or not hmac.compare_digest(hello[:_TOKEN_BYTES], token):
+    if hello is None or not hmac.compare_digest(hello[:_TOKEN_BYTES], token):
         return None
     (rank,) = _RANK.unpack(hello[_TOKEN_BYTES:])
     return int(rank)

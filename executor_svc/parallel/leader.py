@@ -21,7 +21,6 @@ from executor_svc.parallel.ranks import Ranks
 from executor_svc.parallel.shard import Shard
 from executor_svc.plan import Step
 from executor_svc.runner import PendingStep, StepRunner
-from nanoserve.checkpoint import weights_fingerprint
 
 _LOOPBACK = "127.0.0.1"
 
@@ -56,6 +55,8 @@ class LeaderRunner:
     def close(self) -> None:
         """Ends the other ranks; no step is unfinished on this one, so none is on them."""
         self._runner.close()
+        if self._children is not None:
+            self._children.closing = True
         for link in self._links:
             link.close()
         if self._children is not None:
@@ -85,7 +86,7 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         with exit_on_signal():
             store, _, _ = next(rendezvous("env://"))
     prepare_device(device, place)
-    check_alike(store, place, config, weights_fingerprint(model_dir))
+    check_alike(store, place, config, model_dir, device)
     with exit_on_signal():
         join_group(store, place, device)
         connections = accept_ranks(store, place)

@@ -90,7 +90,7 @@ class FollowerEnd:
         reason = "its connection closed"
         try:
             self._connection.settimeout(SILENCE_SECONDS)
-            while (header := _read(self._connection, _HEADER.size)) is not None:
+            while (header := read_exactly(self._connection, _HEADER.size)) is not None:
                 (length,) = _HEADER.unpack(header)
                 if length == _END:
                     self._inbox.put(None)
@@ -98,7 +98,7 @@ class FollowerEnd:
                 if length == _RESET:
                     self._inbox.put(b"")
                 elif length != _ALIVE:
-                    plan = _read(self._connection, length)
+                    plan = read_exactly(self._connection, length)
                     if plan is None:
                         break
                     self._inbox.put(plan)
@@ -114,7 +114,7 @@ class FollowerEnd:
                 self._connection.sendall(b"\0")
 
 
-def _read(connection: socket.socket, count: int) -> bytes | None:
+def read_exactly(connection: socket.socket, count: int) -> bytes | None:
     """Exactly `count` bytes; None where the connection ends before."""
     parts = bytearray()
     while len(parts) < count:

@@ -141,8 +141,8 @@ class Profiler:
         recording.started.set()
         recording.spans.full.wait(self._max_seconds)
         recording.spans.full.set()
-        self._end_trace()
         try:
+            self._end_trace()
             if self._trace is not None:
                 recording.path = self._trace.write()
         except Exception:

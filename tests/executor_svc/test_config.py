@@ -111,3 +111,9 @@ def test_an_unknown_or_shortened_flag_is_refused_by_name(capsys: pytest.CaptureF
         assert caught.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert argument in line
+
+
+def test_ranks_that_share_a_model_cannot_be_profiled(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--tensor-parallel-size=2", "--profile-dir=here"])
+    assert "--tensor-parallel-size: must be 1 with --profile-dir" in capsys.readouterr().err

@@ -86,3 +86,15 @@ def test_cuda_reads_each_upload_before_its_slot_is_filled_again(num_slots: int) 
         (tensor,) = ring.upload([np.full(1000, turn, np.int32)])
         targets[turn].copy_(tensor)
     assert targets.cpu().tolist() == [[turn] * 1000 for turn in range(32)]
+
+
+@pytest.mark.parametrize("count", [33_000, 300_000])
+def test_what_is_too_large_for_a_slot_arrives_and_leaves_the_slots_as_they_are(count: int) -> None:
+    log: list[tuple[str, int]] = []
+    ring = StagingRing(1, CPU, lambda: LoggedEvent(log, 0))
+    large = np.arange(count, dtype=np.int64)
+    kept = ring.upload([np.array([7, 8], np.int32)])[0]
+    (arrived,) = ring.upload([large])
+    np.testing.assert_array_equal(arrived.numpy(), large)
+    assert kept.tolist() == [7, 8]
+    assert log == [("synchronize", 0), ("record", 0)]
