@@ -8,13 +8,13 @@ from executor_svc.attention import ReferenceAttention
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
 from executor_svc.models.qwen import Backend
-from executor_svc.parallel.ranks import Ranks
+from executor_svc.parallel.ranks import ALONE, Ranks
 
 _MIN_HEAD_DIM = 16
 _BLOCK_SIZE_STEP = 16
 
 
-def make_backend(name: str, kv_cache: KVCache, ranks: Ranks) -> Backend:
+def make_backend(name: str, kv_cache: KVCache, ranks: Ranks = ALONE) -> Backend:
     """The backend that `--attention-backend` names; ValueError, naming the flag, where it cannot run.
 
     "auto" takes Triton where it runs, and else the reference.

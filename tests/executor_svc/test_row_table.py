@@ -125,6 +125,12 @@ def broken_new_blocks(plan: StepPlan, before: Rows, after: Rows) -> Broken:
             )
 
 
+def within_budget(plan: StepPlan, field: str) -> str:
+    """The field at fault in a plan with prefills: that one, unless the plan has more tokens than a step may."""
+    num_tokens = len(plan.decode_rows) + sum(max(prefill.num_tokens, 0) for prefill in plan.prefills)
+    return field if num_tokens <= TINY.max_num_batched_tokens else "prefills"
+
+
 def broken_prefills(plan: StepPlan, before: Rows, after: Rows) -> Broken:
     for index, prefill in enumerate(plan.prefills):
         name, state = f"prefills[{index}]", after[prefill.row]
@@ -134,17 +140,18 @@ def broken_prefills(plan: StepPlan, before: Rows, after: Rows) -> Broken:
             yield changed_prefill(plan, index, first_position=first), f"{name}.first_position"
         past = len(state.known) - prefill.first_position + 1
         for count in (0, -1, past):
-            yield changed_prefill(plan, index, num_tokens=count), f"{name}.num_tokens"
+            changed = changed_prefill(plan, index, num_tokens=count)
+            yield changed, within_budget(changed, f"{name}.num_tokens")
         yield changed_prefill(plan, index, samples=not prefill.samples), f"{name}.samples"
         again = Prefill(prefill.row, state.length, 1, False)
         twice = replace(plan, prefills=(*plan.prefills, again), decode_rows=ints(), decode_row_steps=ints())
-        yield twice, f"prefills[{len(plan.prefills)}].row"
+        yield twice, within_budget(twice, f"prefills[{len(plan.prefills)}].row")
         decoding = replace(
             plan,
             decode_rows=np.append(plan.decode_rows, prefill.row),
             decode_row_steps=np.append(plan.decode_row_steps, 1),
         )
-        yield decoding, f"decode_rows[{len(plan.decode_rows)}]"
+        yield decoding, within_budget(decoding, f"decode_rows[{len(plan.decode_rows)}]")
     without = replace(plan, new_block_rows=ints(), new_block_ids=ints())
     for index, prefill in enumerate(plan.prefills):
         if prefill.row in plan.new_block_rows:

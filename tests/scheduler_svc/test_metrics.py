@@ -108,7 +108,7 @@ def test_cancelled_and_failed_requests_leave_nothing_behind(tmp_path: Path) -> N
     async def test() -> None:
         executor = Executor(f"unix:{tmp_path}/executor", step_ms=20.0)
         executor.start()
-        async with with_metrics(tmp_path, executor=executor, executor_loss_timeout=0.2) as service:
+        async with with_metrics(tmp_path, executor=executor, executor_loss_timeout=3.0) as service:
             await service.serving()
             async for message in service.stream([1, 2, 3], max_tokens=200, n=2):
                 if message.WhichOneof("event") == "delta":
