@@ -104,7 +104,6 @@ def test_the_demo_model_says_the_same_however_many_ranks_share_it(
     ("name", "size"),
     [
         ("qwen3_one_kv_head_sharded", 4),
-        ("qwen3_biased_no_gqa", 2),
         ("qwen2_heads_that_do_not_fit", 2),
     ],
 )
