@@ -10,7 +10,7 @@ block first, so a prefix is evicted from its end.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 
 class BlockPool:
@@ -74,15 +74,15 @@ class BlockPool:
             else:
                 num_others[block] = num_others.get(block, 0) + 1
 
-    def release(self, blocks: Iterable[int], is_cached: Callable[[int], bool]) -> None:
-        """Takes a holder from each block; those left without any become cached or free, as `is_cached` says."""
+    def release(self, blocks: Iterable[int], with_prefix: Container[int]) -> None:
+        """Takes a holder from each block; those left without any become cached if `with_prefix`, else free."""
         cached, num_others = self._cached, self._num_others
         for block in blocks:
             if block in num_others:
                 num_others[block] -= 1
                 if num_others[block] == 0:
                     del num_others[block]
-            elif is_cached(block):
+            elif block in with_prefix:
                 cached[block] = None
             else:
                 self._free.append(block)

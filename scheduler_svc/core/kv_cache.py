@@ -54,7 +54,7 @@ class KVCache:
     def close(self, sequence: Sequence) -> None:
         """Takes all blocks back, the deepest first, so that prefixes are evicted from their ends."""
         self.settle()
-        self.pool.release(reversed(sequence.block_table), self.prefixes.has_block)
+        self.pool.release(reversed(sequence.block_table), self.prefixes.by_block)
         sequence.block_table = []
         sequence.last_entry = None
 

@@ -9,7 +9,6 @@ step can share them, and are provisional until that step is confirmed (rule 7 of
 tokens are made when they are confirmed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,9 +40,8 @@ class PrefixCache:
         self._seed = seed
         self._block_type = np.dtype((np.void, block_size * TOKEN_BYTES))  # a list of it is one of `bytes`
         self._by_key: dict[bytes, CacheEntry] = {}
-        self._by_block: dict[int, CacheEntry] = {}
-        self.has_block: Callable[[int], bool] = self._by_block.__contains__
-        """Whether a block's content can be hit. Bound, as each block that is given back is asked for."""
+        self.by_block: dict[int, CacheEntry] = {}
+        """The entries of blocks whose content can be hit. To be read only."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -85,22 +83,18 @@ class PrefixCache:
             displaced = entry.block
             self.forget(displaced)
         entry = CacheEntry(key, block, tokens, salt, parent, confirmed)
-        self._by_key[key] = self._by_block[block] = entry
+        self._by_key[key] = self.by_block[block] = entry
         return entry, displaced
 
     def forget(self, block: int) -> None:
         """Drops the block's entry, if it has one: its content is about to change, or never came to be."""
-        entry = self._by_block.pop(block, None)
+        entry = self.by_block.pop(block, None)
         if entry is not None:
             del self._by_key[entry.key]
 
     def provisional_blocks(self) -> list[int]:
         """Blocks whose entries are not confirmed."""
-        return [block for block, entry in self._by_block.items() if not entry.confirmed]
-
-    def blocks(self) -> list[int]:
-        """All blocks that have an entry."""
-        return list(self._by_block)
+        return [block for block, entry in self.by_block.items() if not entry.confirmed]
 
     def _salt_key(self, salt: bytes) -> bytes:
         return xxh3_128_digest(salt, self._seed)

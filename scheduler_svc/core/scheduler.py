@@ -209,7 +209,7 @@ class Scheduler:
     def reset_prefix_cache(self) -> int:
         """Forgets all cached prefixes; returns how many blocks had one. Running sequences keep their blocks."""
         self._state.cache.settle()
-        blocks = self._state.cache.prefixes.blocks()
+        blocks = list(self._state.cache.prefixes.by_block)
         self._state.cache.drop(blocks)
         return len(blocks)
 

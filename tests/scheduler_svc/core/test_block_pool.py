@@ -47,7 +47,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
         table = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
         if with_prefix:
             self.with_prefix |= set(table)
-        self.pool.release(reversed(table), self.with_prefix.__contains__)
+        self.pool.release(reversed(table), self.with_prefix)
         left = [block for block in reversed(table) if block not in self.holders]
         self.evictable += [block for block in left if block in self.with_prefix]
 

@@ -37,7 +37,7 @@ def test_a_block_that_loses_its_prefix_to_another_is_free_when_nobody_holds_it()
     cache.drop([root])
     second = open_sequence(cache, 2, [1, 2, 3, 4])
     assert leaf not in second.block_table
-    assert not cache.prefixes.has_block(leaf)
+    assert leaf not in cache.prefixes.by_block
     assert cache.pool.num_cached == 0
     assert cache.pool.num_free + cache.pool.num_held == cache.pool.num_total
 

@@ -66,8 +66,8 @@ def test_a_forgotten_block_breaks_the_chain_behind_it():
     add_all(cache, [1, 2, 3, 4], b"", 1)
     cache.forget(1)
     assert cache.find(as_bytes([1, 2, 3, 4]), b"", 2) == []
-    assert not cache.has_block(1)
-    assert cache.has_block(2)
+    assert 1 not in cache.by_block
+    assert 2 in cache.by_block
 
 
 def test_a_child_of_a_forgotten_parent_is_displaced_when_its_prefix_is_computed_anew():
@@ -94,7 +94,7 @@ def test_the_same_prefix_in_a_second_block_keeps_the_first():
     cache = PrefixCache(BLOCK_SIZE, seed=7)
     (first,) = add_all(cache, [1, 2], b"", 1)
     assert cache.add(None, as_bytes([1, 2]), b"", 9, confirmed=True) == (first, None)
-    assert not cache.has_block(9)
+    assert 9 not in cache.by_block
 
 
 @settings(max_examples=20)
