@@ -53,7 +53,7 @@ class ModelRunner:
         plan = step.plan
         prefills = plan.prefills if sub_step == 0 else _NO_PREFILLS
         rows, positions = _decode_rows(step, sub_step)
-        masks = {mask.row: mask.allowed for mask in plan.masks}
+        masks = {mask.row: mask.allowed_bits for mask in plan.masks}
         sampling = SamplingRows(self.state, rows, positions + np.int32(1), masks)
         if self.decode_steps is not None and len(rows) and not prefills:
             tensors = self._decode(self.decode_steps, sampling)

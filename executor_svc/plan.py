@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanoserve.arrays import Float32Array, Int32Array
 
@@ -60,10 +61,20 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class RowMask:
-    """Which tokens a guided row may sample: `allowed` is a boolean array [vocab_size]."""
+    """Which tokens a guided row may sample."""
 
     row: int
-    allowed: np.ndarray
+    allowed_bits: NDArray[np.uint8]
+    """One bit a token, least significant first: [ceil(vocab_size / 8)]; those beyond the vocabulary do not count."""
+
+    @classmethod
+    def of(cls, row: int, allowed: NDArray[np.bool_]) -> "RowMask":
+        """The mask that allows what `allowed`, [vocab_size], does."""
+        return cls(row, np.packbits(allowed, bitorder="little"))
+
+    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Which tokens are allowed, [vocab_size]."""
+        return np.unpackbits(self.allowed_bits, count=vocab_size, bitorder="little").view(np.bool_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,6 @@ class RowTable:
             if not 0 <= row < self._limits.max_num_seqs or not sampling[row]:
                 raise invalid(f"{field}.row", f"row {row} does not sample in this plan, or is listed twice")
             sampling[row] = False
-            if mask.allowed.shape != (self._limits.vocab_size,):
-                what = f"covers {mask.allowed.shape} tokens, not {self._limits.vocab_size}"
+            if mask.allowed_bits.shape != (-(-self._limits.vocab_size // 8),):
+                what = f"is of {mask.allowed_bits.shape} bytes, which are not {self._limits.vocab_size} bits"
                 raise invalid(f"{field}.mask", what, (row,))

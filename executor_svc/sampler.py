@@ -29,8 +29,8 @@ class SamplingRows:
     rows: Int32Array
     positions: Int32Array
     """The position that each row's sampled token will have."""
-    masks: Mapping[int, NDArray[np.bool_]]
-    """For guided rows, by row: which tokens are allowed, [vocab_size]."""
+    masks: Mapping[int, NDArray[np.uint8]]
+    """For guided rows, by row: which tokens are allowed, as RowMask has it."""
 
     def part(self, some: slice | NDArray[np.intp]) -> "SamplingRows":
         """Some of them."""
@@ -46,14 +46,11 @@ class SamplingRows:
             special |= np.isin(rows, list(self.masks))
         return special
 
-    def only_filtered(self) -> BoolArray:
-        """Which of them are special for nothing but top-k, top-p or min-p."""
+    def only_restricted(self) -> BoolArray:
+        """Which of them need no more than a mask, top-k, top-p or min-p."""
         needs, rows = self.state.needs, self.rows
         more: BoolArray = needs.logit_bias[rows] | needs.penalties[rows] | needs.reports_gap[rows]
-        more |= self.positions < needs.first_end_position[rows]
-        if self.masks:
-            more |= np.isin(rows, list(self.masks))
-        return needs.special[rows] & ~more
+        return ~(more | (self.positions < needs.first_end_position[rows]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +97,9 @@ def choose_again(
     logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens, ops: Ops
 ) -> SampledTokens:
     """Samples the special rows and puts their results in the place of those that `sampled` has."""
-    filtered = special & batch.only_filtered()
-    if filtered.any() and _choose_filtered(logits, batch, np.flatnonzero(filtered), sampled, ops):
-        special = special & ~filtered
+    restricted = special & batch.only_restricted()
+    if restricted.any() and _choose_restricted(logits, batch, np.flatnonzero(restricted), sampled, ops):
+        special = special & ~restricted
     indices = np.flatnonzero(special)
     if not len(indices):
         return sampled
@@ -117,27 +114,37 @@ def choose_again(
     return SampledTokens(sampled.results, gaps.index_copy_(0, chosen, part.gaps))
 
 
-def _choose_filtered(
+def _choose_restricted(
     logits: torch.Tensor,
     batch: SamplingRows,
     indices: NDArray[np.intp],
     sampled: SampledTokens,
     ops: Ops,
 ) -> bool:
-    """Puts the results of rows that only filter into `sampled`, if `ops` have a way of their own for them."""
-    state, params = batch.state, batch.state.params
-    chosen, rows = state.upload(indices), state.upload(batch.rows[indices])
+    """Puts the results of rows that masks and filters alone restrict into `sampled`, if `ops` have a way for them."""
+    state, params, part = batch.state, batch.state.params, batch.part(indices)
+    chosen = state.upload(indices)
+    scores = ops.full_logits(logits[chosen])
+    finite = scores.amax(dim=-1).isfinite() if part.masks else None
+    if part.masks:
+        _forbid(scores, part)
     results = ops.sample_filtered_rows(
-        ops.full_logits(logits[chosen]),
-        rows,
-        state.upload(batch.positions[indices]),
+        scores,
+        state.upload(part.rows),
+        state.upload(part.positions),
         params.temperature,
         params.seeds,
         (params.top_k, params.top_p, params.min_p),
     )
     if results is None:
         return False
-    sampled.results.index_copy_(1, chosen, torch.stack(results))
+    token_ids, statuses = results
+    if finite is not None:
+        # What a mask leaves is -inf where it allows nothing; what it hides may be no number.
+        statuses.masked_fill_(statuses != RowStatus.OK, RowStatus.NO_TOKEN_ALLOWED)
+        statuses.masked_fill_(~finite, RowStatus.NON_FINITE_LOGITS)
+        token_ids.masked_fill_(~finite, 0)
+    sampled.results.index_copy_(1, chosen, torch.stack((token_ids, statuses)))
     return True
 
 
@@ -206,9 +213,14 @@ def process_logits(logits: torch.Tensor, batch: SamplingRows) -> torch.Tensor:
 def _forbid(scores: torch.Tensor, batch: SamplingRows) -> None:
     """Masks the guided rows of `scores`, in one go: there may be hundreds."""
     indices = np.flatnonzero(np.isin(batch.rows, list(batch.masks)))
-    forbidden = ~np.stack([batch.masks[row] for row in batch.rows[indices].tolist()])
+    bits = batch.state.upload(np.stack([batch.masks[row] for row in batch.rows[indices].tolist()]))
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    forbidden = ((bits[:, :, None] >> places & 1) == 0).flatten(1)[:, : scores.shape[-1]]
+    if len(indices) == len(batch.rows):
+        scores.masked_fill_(forbidden, -torch.inf)
+        return
     chosen = batch.state.upload(indices)
-    scores[chosen] = scores[chosen].masked_fill(batch.state.upload(forbidden), -torch.inf)
+    scores[chosen] = scores[chosen].masked_fill(forbidden, -torch.inf)
 
 
 def _penalise(scores: torch.Tensor, penalised: NDArray[np.intp], state: BatchState, rows: Int32Array) -> None:

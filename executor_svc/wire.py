@@ -127,12 +127,12 @@ def _decode_mask(field: str, mask: pb.RowMask, vocab_size: int) -> RowMask:
         if len(bits) != -(-vocab_size // 8):
             what = f"{len(bits)} bytes, not {-(-vocab_size // 8)} for {vocab_size} tokens"
             raise invalid(f"{field}.allowed_bits", what, (mask.row,))
-        return RowMask(mask.row, np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_))
+        return RowMask(mask.row, bits)
     ids = _ints(f"{field}.{form}", mask.allowed_ids if form == "allowed_ids" else mask.forbidden_ids)
     check_ids(f"{field}.{form}", ids, 0, vocab_size, (mask.row,))
-    allowed = np.full(vocab_size, form == "forbidden_ids")
-    allowed[ids] = form == "allowed_ids"
-    return RowMask(mask.row, allowed)
+    listed = np.zeros(-(-vocab_size // 8), np.uint8)
+    np.bitwise_or.at(listed, ids >> 3, np.left_shift(1, ids & 7, dtype=np.uint8, casting="unsafe"))
+    return RowMask(mask.row, listed if form == "allowed_ids" else ~listed)
 
 
 def encode_result(

@@ -95,12 +95,15 @@ class GrammarCompiler:
         return Grammar(matcher, next_tokens(matcher, self._vocab_size))
 
 
-def large_stack_thread(name: str) -> ThreadPoolExecutor:
-    """One thread to compile or follow grammars in. Its stack is memory only as far as it is used."""
+def large_stack_threads(name: str, num_threads: int = 1) -> ThreadPoolExecutor:
+    """Threads to compile or follow grammars in. Their stacks are memory only as far as they are used."""
     before = threading.stack_size(_STACK_BYTES)
     try:
-        made = ThreadPoolExecutor(1, name)
-        made.submit(int)  # starts it
+        made = ThreadPoolExecutor(num_threads, name)
+        all_run = threading.Barrier(num_threads + 1)  # a thread is started only while none is idle
+        for _ in range(num_threads):
+            made.submit(all_run.wait)
+        all_run.wait()
     finally:
         threading.stack_size(before)
     return made

@@ -1,8 +1,9 @@
 """The engine's guided sequences: grammars compiled and masks computed in threads, never on the engine's loop."""
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from scheduler_svc.core.request import Finish, Request
 from scheduler_svc.core.step import StepOutputs
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.grammar_store import GrammarStore
-from scheduler_svc.grammars import Grammar, GrammarError, large_stack_thread, next_tokens
+from scheduler_svc.grammars import Grammar, GrammarError, large_stack_threads, next_tokens
 from scheduler_svc.messages import Code, Problem
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _MAX_WAIT_SECONDS = 10.0
 _MAX_COMPILING = 256
 # Many times what a mask takes.
 _SLOW_SECONDS = 2e-3
+# Most of a mask is llguidance's work, which needs no interpreter; for the rest more threads would wait for each other.
+_MAX_MASK_THREADS = 8
+_MIN_MASKS_A_THREAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class _GuidedSequence:
 
     def advance(self, token_id: int, vocab_size: int) -> TokenMask | Problem:
         """Takes in a sampled token; returns what may come next."""
-        begun = time.perf_counter()
+        begun = time.thread_time()  # what the interpreter or a processor was waited for is not the grammar's
         self.num_tokens += 1
         self.matcher.consume_token(token_id)
         try:
@@ -72,7 +76,7 @@ class _GuidedSequence:
             description = f"the guide could not be followed any further: {error}"
             return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
         finally:
-            self.is_slow = time.perf_counter() - begun > _SLOW_SECONDS
+            self.is_slow = time.thread_time() - begun > _SLOW_SECONDS
 
 
 @dataclass(slots=True)
@@ -87,11 +91,15 @@ class Guides:
     _tenants: dict[int, str] = field(default_factory=dict)
     """Whose those requests are."""
     _sequences: dict[int, _GuidedSequence] = field(default_factory=dict)
-    _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: large_stack_thread("token-masks"))
+    _num_mask_threads: int = min(_MAX_MASK_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
+    _mask_threads: ThreadPoolExecutor = field(init=False)
     _slow_mask_thread: ThreadPoolExecutor = field(
-        default_factory=lambda: large_stack_thread("slow-token-masks")
+        default_factory=lambda: large_stack_threads("slow-token-masks")
     )
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._mask_threads = large_stack_threads("token-masks", self._num_mask_threads)
 
     def prepare(self, vocab_size: int) -> None:
         """Begins to make ready for guides."""
@@ -102,7 +110,7 @@ class Guides:
         """Gives up what is being compiled or computed."""
         for task in (*self._compiling.values(), *self._tasks):
             task.cancel()
-        for threads in (self._mask_thread, self._slow_mask_thread):
+        for threads in (self._mask_threads, self._slow_mask_thread):
             threads.shutdown(wait=False, cancel_futures=True)
         await self.grammars.close()
 
@@ -181,29 +189,37 @@ class Guides:
         ]
         slow = [step for step in steps if step[1].is_slow]
         quick = [step for step in steps if not step[1].is_slow] if slow else steps
-        for thread, some in ((self._mask_thread, quick), (self._slow_mask_thread, slow)):
+        for threads, some in ((self._mask_threads, quick), (self._slow_mask_thread, slow)):
             if some:
-                task = asyncio.ensure_future(self._advance(thread, some))
+                task = asyncio.ensure_future(self._advance(threads, some))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _advance(
-        self, thread: ThreadPoolExecutor, steps: list[tuple[int, _GuidedSequence, int]]
+        self, threads: ThreadPoolExecutor, steps: list[tuple[int, _GuidedSequence, int]]
     ) -> None:
+        num_shares = self._num_mask_threads if threads is self._mask_threads else 1
+        size = max(_MIN_MASKS_A_THREAD, -(-len(steps) // num_shares))
+        shares = [steps[first : first + size] for first in range(0, len(steps), size)]
         loop = asyncio.get_running_loop()
-        masks: dict[int, TokenMask | Problem]
-        try:
-            masks = await loop.run_in_executor(thread, _advance_all, steps, self._vocab_size)
-        except Exception:
-            problem = internal_problem("masks were not computed")
-            masks = {sequence_id: problem for sequence_id, _, _ in steps}
+        computing = [loop.run_in_executor(threads, _advance_all, share, self._vocab_size) for share in shares]
+        # All at once, so that the rows go on together.
+        masks: dict[int, TokenMask | Problem] = {}
+        for made in await asyncio.gather(*computing):
+            masks.update(made)
         self.post(MasksReady(masks))
 
 
 def _advance_all(
     steps: list[tuple[int, _GuidedSequence, int]], vocab_size: int
-) -> dict[int, TokenMask | Problem]:
-    return {sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps}
+) -> Mapping[int, TokenMask | Problem]:
+    try:
+        return {
+            sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps
+        }
+    except Exception:
+        problem = internal_problem("masks were not computed")
+        return {sequence_id: problem for sequence_id, _, _ in steps}
 
 
 def _kind(request: Request) -> str:

@@ -100,7 +100,7 @@ class VirtualBatch:
     def _sample(self, step: Step, rows: Int32Array, positions: Int32Array) -> SubStepOutput:
         tokens = self._model.tokens(self._seeds[rows], positions)
         statuses = np.full(len(rows), RowStatus.OK, np.int32)
-        masks = {mask.row: mask.allowed for mask in step.plan.masks}
+        masks = {mask.row: mask.allowed(self._model.vocab_size) for mask in step.plan.masks}
         special = self._special[rows]
         for index in np.flatnonzero(special).tolist() if not masks else range(len(rows)):
             row, position = int(rows[index]), int(positions[index])

@@ -34,7 +34,7 @@ def to_executor(plan: StepPlan, vocab_size: int = 0) -> ExecutorPlan:
         decode_rows=plan.decode_rows,
         decode_row_steps=plan.decode_row_steps,
         num_decode_steps=plan.num_decode_steps,
-        masks=tuple(RowMask(row, mask.allowed(vocab_size)) for row, mask in plan.masks),
+        masks=tuple(RowMask.of(row, mask.allowed(vocab_size)) for row, mask in plan.masks),
     )
 
 

@@ -67,7 +67,7 @@ def make_plan(step_id: int, **fields: Any) -> StepPlan:
 
 
 def encode_plan(plan: StepPlan) -> pb.StepPlan:
-    """A plan as a scheduler sends it, with masks in one of their three forms each in turn."""
+    """A plan as a scheduler sends it, with masks (of TINY's vocabulary) in one of their three forms each in turn."""
     return pb.StepPlan(
         step_id=plan.step_id,
         release_rows=pack_int32(plan.release_rows),
@@ -86,7 +86,7 @@ def encode_plan(plan: StepPlan) -> pb.StepPlan:
         decode_rows=pack_int32(plan.decode_rows),
         decode_row_steps=pack_int32(plan.decode_row_steps),
         num_decode_steps=plan.num_decode_steps,
-        masks=[encode_mask(mask, index % 3) for index, mask in enumerate(plan.masks)],
+        masks=[encode_mask(mask, index % 3, TINY.vocab_size) for index, mask in enumerate(plan.masks)],
     )
 
 
@@ -118,13 +118,14 @@ def _encode_start(start: StartRow) -> pb.StartRow:
     )
 
 
-def encode_mask(mask: RowMask, form: int) -> pb.RowMask:
+def encode_mask(mask: RowMask, form: int, vocab_size: int) -> pb.RowMask:
     """A mask as allowed ids (0), forbidden ids (1) or bits (2)."""
+    allowed = mask.allowed(vocab_size)
     if form == 0:
-        return pb.RowMask(row=mask.row, allowed_ids=pack_int32(np.flatnonzero(mask.allowed)))
+        return pb.RowMask(row=mask.row, allowed_ids=pack_int32(np.flatnonzero(allowed)))
     if form == 1:
-        return pb.RowMask(row=mask.row, forbidden_ids=pack_int32(np.flatnonzero(~mask.allowed)))
-    return pb.RowMask(row=mask.row, allowed_bits=np.packbits(mask.allowed, bitorder="little").tobytes())
+        return pb.RowMask(row=mask.row, forbidden_ids=pack_int32(np.flatnonzero(~allowed)))
+    return pb.RowMask(row=mask.row, allowed_bits=mask.allowed_bits.tobytes())
 
 
 @dataclass

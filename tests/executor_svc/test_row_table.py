@@ -14,7 +14,7 @@ from executor_svc.row_table import RowTable
 
 Rows = dict[int, PlannedRow]
 Broken = Iterator[tuple[StepPlan, str]]
-FULL = np.ones(TINY.vocab_size, np.bool_)
+FULL = np.full(-(-TINY.vocab_size // 8), 255, np.uint8)
 
 
 def failure_of(table: RowTable, plan: StepPlan) -> StepFailure:

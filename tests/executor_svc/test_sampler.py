@@ -100,7 +100,8 @@ def make_state(
 
 
 def sampling_rows(state: BatchState, rows: list[int], position: int = 3, **masks: Any) -> SamplingRows:
-    return SamplingRows(state, ints(*rows), ints(*[position] * len(rows)), masks.get("masks", {}))
+    packed = {row: np.packbits(mask, bitorder="little") for row, mask in masks.get("masks", {}).items()}
+    return SamplingRows(state, ints(*rows), ints(*[position] * len(rows)), packed)
 
 
 def sample_rows(logits: torch.Tensor, samplings: list[RowSampling], **masks: Any) -> SampledTokens:

@@ -185,7 +185,7 @@ def test_a_masked_row_samples_what_is_allowed_and_the_others_stand() -> None:
         executor.apply(prefilled(row + 1, row, PROMPT, [1 + 3 * row, 2 + 3 * row, 3 + 3 * row]))
     only, none = np.zeros(TINY.vocab_size, np.bool_), np.zeros(TINY.vocab_size, np.bool_)
     only[17] = True
-    plan = make_plan(4, decode_rows=ints(2, 1, 0), masks=(RowMask(1, only), RowMask(2, none)))
+    plan = make_plan(4, decode_rows=ints(2, 1, 0), masks=(RowMask.of(1, only), RowMask.of(2, none)))
     (output,) = executor.apply(plan)
     assert output.token_ids.tolist() == [-1, 17, virtual_token(0, 10, TINY.vocab_size)]
     assert output.row_statuses.tolist() == [RowStatus.NO_TOKEN_ALLOWED, RowStatus.OK, RowStatus.OK]

@@ -97,9 +97,10 @@ def test_decode_rows_without_counts_advance_by_the_plans(num_decode_steps: int) 
 
 @given(bits=st.lists(st.booleans(), min_size=1, max_size=40), form=st.integers(0, 2))
 def test_masks_of_all_forms_mean_the_same(bits: list[bool], form: int) -> None:
-    mask = RowMask(3, np.array(bits))
-    decoded = wire.decode_plan(pb.StepPlan(masks=[encode_mask(mask, form)]), len(bits))
-    assert same(decoded.masks, (mask,))
+    message = encode_mask(RowMask.of(3, np.array(bits)), form, len(bits))
+    (decoded,) = wire.decode_plan(pb.StepPlan(masks=[message]), len(bits)).masks
+    assert decoded.row == 3
+    assert decoded.allowed(len(bits)).tolist() == bits
 
 
 def start(**values: Any) -> pb.StepPlan:

@@ -169,7 +169,7 @@ class Hand:
     def mask(self, row: int, allowed: Sequence[int]) -> None:
         flags = np.zeros(self.runner.limits.vocab_size, np.bool_)
         flags[list(allowed)] = True
-        self._draft.masks.append(RowMask(row, flags))
+        self._draft.masks.append(RowMask.of(row, flags))
 
     def release(self, row: int) -> None:
         """Ends a sequence; its own blocks are the next to be given out, in this very plan if need be."""

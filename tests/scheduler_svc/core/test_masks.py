@@ -55,4 +55,4 @@ def test_the_executor_reads_each_form_as_it_was_meant(allowed: np.ndarray):
     decoded = executor_wire.decode_plan(encode_plan(plan).plan, len(allowed))
     assert [mask.row for mask in decoded.masks] == rows.tolist()
     for mask in decoded.masks:
-        assert (mask.allowed == allowed).all()
+        assert (mask.allowed(len(allowed)) == allowed).all()
