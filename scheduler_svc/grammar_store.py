@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from scheduler_svc.core.request import Guide
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.grammar_trial import GrammarTrial
-from scheduler_svc.grammars import Grammar, GrammarCompiler, large_stack_threads
+from scheduler_svc.grammars import Grammar, GrammarCompiler, large_stack_thread
 
 # The process that tries guides is started ahead of them, but not while all else starts.
 _TRIAL_DELAY_SECONDS = 2.0
@@ -26,7 +26,7 @@ class GrammarStore:
     _compiler: "asyncio.Future[GrammarCompiler] | None" = None
     _trial: GrammarTrial = field(init=False)
     _trial_start: "asyncio.Task[None] | None" = None
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: large_stack_threads("compile-grammar"))
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: large_stack_thread("compile-grammar"))
     _under_way: dict[Guide, "asyncio.Task[Grammar]"] = field(default_factory=dict)
     """One for all requests that wait for the same grammar."""
 

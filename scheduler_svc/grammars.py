@@ -95,32 +95,59 @@ class GrammarCompiler:
         return Grammar(matcher, next_tokens(matcher, self._vocab_size))
 
 
-def large_stack_threads(name: str, num_threads: int = 1) -> ThreadPoolExecutor:
-    """Threads to compile or follow grammars in. Their stacks are memory only as far as they are used."""
+def large_stack_thread(name: str) -> ThreadPoolExecutor:
+    """One thread to compile or follow grammars in. Its stack is memory only as far as it is used."""
     before = threading.stack_size(_STACK_BYTES)
     try:
-        made = ThreadPoolExecutor(num_threads, name)
-        all_run = threading.Barrier(num_threads + 1)  # a thread is started only while none is idle
-        for _ in range(num_threads):
-            made.submit(all_run.wait)
-        all_run.wait()
+        made = ThreadPoolExecutor(1, name)
+        made.submit(int)  # starts it
     finally:
         threading.stack_size(before)
     return made
 
 
+class Followers:
+    """Advances many matchers at once, in threads of llguidance's own: those of Python would wait for each other.
+
+    Their stacks are small; a mask, unlike compiling, does not go deep.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        from llguidance import LLExecutor
+
+        self._executor = LLExecutor(num_threads)
+
+    def advance(
+        self, matchers: "Sequence[LLMatcher]", token_ids: Sequence[int], vocab_size: int
+    ) -> list[bytes | GrammarError]:
+        """Each matcher takes in its token; returns what `next_tokens` would, or raise, for each."""
+        from llguidance.numpy import allocate_token_bitmask, consume_token_par, fill_next_token_bitmask_par
+
+        consume_token_par(self._executor, list(zip(matchers, token_ids, strict=True)))
+        words = allocate_token_bitmask(len(matchers), vocab_size)
+        sound = [(matcher, index) for index, matcher in enumerate(matchers) if not matcher.is_error()]
+        fill_next_token_bitmask_par(self._executor, sound, words)
+        return [
+            _checked(matcher, row.tobytes(), vocab_size) for matcher, row in zip(matchers, words, strict=True)
+        ]
+
+
 def next_tokens(matcher: "LLMatcher", vocab_size: int) -> bytes:
     """Which tokens may come next, as in Grammar.bits. GrammarError where the matcher has failed or none may come."""
-    bits = b"" if matcher.is_error() else matcher.compute_bitmask()
+    bits = _checked(matcher, b"" if matcher.is_error() else matcher.compute_bitmask(), vocab_size)
+    if isinstance(bits, GrammarError):
+        raise bits
+    return bits
+
+
+def _checked(matcher: "LLMatcher", bits: bytes, vocab_size: int) -> bytes | GrammarError:
+    """The matcher's mask, cut to the vocabulary."""
     if matcher.is_error():
-        raise GrammarError(_one_line(matcher.get_error()))
-    size = -(-vocab_size // 8)
-    bits = bits[:size]
+        return GrammarError(_one_line(matcher.get_error()))
+    bits = bits[: -(-vocab_size // 8)]
     if vocab_size % 8:
         bits = bits[:-1] + bytes([bits[-1] & ((1 << vocab_size % 8) - 1)])
-    if not any(bits):
-        raise GrammarError("no text can follow")
-    return bits
+    return bits if any(bits) else GrammarError("no text can follow")
 
 
 def _source(guide: Guide) -> str:

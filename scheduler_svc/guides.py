@@ -3,9 +3,10 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 from scheduler_svc import messages as msg
@@ -14,7 +15,7 @@ from scheduler_svc.core.request import Finish, Request
 from scheduler_svc.core.step import StepOutputs
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.grammar_store import GrammarStore
-from scheduler_svc.grammars import Grammar, GrammarError, large_stack_threads, next_tokens
+from scheduler_svc.grammars import Followers, Grammar, GrammarError, large_stack_thread, next_tokens
 from scheduler_svc.messages import Code, Problem
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 # How long a guide may wait for its turn and be compiled, and how many requests may wait.
 _MAX_WAIT_SECONDS = 10.0
 _MAX_COMPILING = 256
-# Many times what a mask takes.
-_SLOW_SECONDS = 2e-3
-# Most of a mask is llguidance's work, which needs no interpreter; for the rest more threads would wait for each other.
-_MAX_MASK_THREADS = 8
-_MIN_MASKS_A_THREAD = 4
+# Many times what a mask takes, alone and among others.
+_SLOW_SECONDS, _SLOW_TOGETHER_SECONDS = 2e-3, 20e-3
+# Of fewer, each is sooner done by itself.
+_MIN_TOGETHER = 4
+_MAX_FOLLOWER_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,26 @@ class _GuidedSequence:
     def advance(self, token_id: int, vocab_size: int) -> TokenMask | Problem:
         """Takes in a sampled token; returns what may come next."""
         begun = time.thread_time()  # what the interpreter or a processor was waited for is not the grammar's
-        self.num_tokens += 1
         self.matcher.consume_token(token_id)
+        bits: bytes | GrammarError
         try:
-            return self.mask(next_tokens(self.matcher, vocab_size), vocab_size)
+            bits = next_tokens(self.matcher, vocab_size)
         except GrammarError as error:
-            description = f"the guide could not be followed any further: {error}"
-            return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
-        finally:
-            self.is_slow = time.thread_time() - begun > _SLOW_SECONDS
+            bits = error
+        self.is_slow = time.thread_time() - begun > _SLOW_SECONDS
+        return self.advanced(bits, vocab_size)
+
+    def advanced(self, bits: bytes | GrammarError, vocab_size: int) -> TokenMask | Problem:
+        """The matcher has taken in a sampled token; returns the mask of what may come next."""
+        self.num_tokens += 1
+        if isinstance(bits, bytes):
+            return self.mask(bits, vocab_size)
+        description = f"the guide could not be followed any further: {bits}"
+        return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
+
+
+_Step = tuple[int, _GuidedSequence, int]
+"""A sequence's id, the sequence, and the token that it has sampled."""
 
 
 @dataclass(slots=True)
@@ -91,15 +103,11 @@ class Guides:
     _tenants: dict[int, str] = field(default_factory=dict)
     """Whose those requests are."""
     _sequences: dict[int, _GuidedSequence] = field(default_factory=dict)
-    _num_mask_threads: int = min(_MAX_MASK_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
-    _mask_threads: ThreadPoolExecutor = field(init=False)
+    _mask_thread: ThreadPoolExecutor = field(default_factory=lambda: large_stack_thread("token-masks"))
     _slow_mask_thread: ThreadPoolExecutor = field(
-        default_factory=lambda: large_stack_threads("slow-token-masks")
+        default_factory=lambda: large_stack_thread("slow-token-masks")
     )
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._mask_threads = large_stack_threads("token-masks", self._num_mask_threads)
 
     def prepare(self, vocab_size: int) -> None:
         """Begins to make ready for guides."""
@@ -110,7 +118,7 @@ class Guides:
         """Gives up what is being compiled or computed."""
         for task in (*self._compiling.values(), *self._tasks):
             task.cancel()
-        for threads in (self._mask_threads, self._slow_mask_thread):
+        for threads in (self._mask_thread, self._slow_mask_thread):
             threads.shutdown(wait=False, cancel_futures=True)
         await self.grammars.close()
 
@@ -189,37 +197,47 @@ class Guides:
         ]
         slow = [step for step in steps if step[1].is_slow]
         quick = [step for step in steps if not step[1].is_slow] if slow else steps
-        for threads, some in ((self._mask_threads, quick), (self._slow_mask_thread, slow)):
+        for thread, some in ((self._mask_thread, quick), (self._slow_mask_thread, slow)):
             if some:
-                task = asyncio.ensure_future(self._advance(threads, some))
+                task = asyncio.ensure_future(self._advance(thread, some))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _advance(
-        self, threads: ThreadPoolExecutor, steps: list[tuple[int, _GuidedSequence, int]]
-    ) -> None:
-        num_shares = self._num_mask_threads if threads is self._mask_threads else 1
-        size = max(_MIN_MASKS_A_THREAD, -(-len(steps) // num_shares))
-        shares = [steps[first : first + size] for first in range(0, len(steps), size)]
+    async def _advance(self, thread: ThreadPoolExecutor, steps: list[_Step]) -> None:
+        advance = _advance_together
+        if thread is self._slow_mask_thread or len(steps) < _MIN_TOGETHER:
+            advance = _advance_each
         loop = asyncio.get_running_loop()
-        computing = [loop.run_in_executor(threads, _advance_all, share, self._vocab_size) for share in shares]
-        # All at once, so that the rows go on together.
-        masks: dict[int, TokenMask | Problem] = {}
-        for made in await asyncio.gather(*computing):
-            masks.update(made)
+        masks: dict[int, TokenMask | Problem]
+        try:
+            masks = await loop.run_in_executor(thread, advance, steps, self._vocab_size)
+        except Exception:
+            problem = internal_problem("masks were not computed")
+            masks = {sequence_id: problem for sequence_id, _, _ in steps}
         self.post(MasksReady(masks))
 
 
-def _advance_all(
-    steps: list[tuple[int, _GuidedSequence, int]], vocab_size: int
-) -> Mapping[int, TokenMask | Problem]:
-    try:
-        return {
-            sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps
-        }
-    except Exception:
-        problem = internal_problem("masks were not computed")
-        return {sequence_id: problem for sequence_id, _, _ in steps}
+def _advance_each(steps: list[_Step], vocab_size: int) -> dict[int, TokenMask | Problem]:
+    return {sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps}
+
+
+def _advance_together(steps: list[_Step], vocab_size: int) -> dict[int, TokenMask | Problem]:
+    begun = time.perf_counter()
+    matchers = [sequence.matcher for _, sequence, _ in steps]
+    found = _followers().advance(matchers, [token_id for _, _, token_id in steps], vocab_size)
+    if time.perf_counter() - begun > _SLOW_TOGETHER_SECONDS:
+        # Whichever it was: each is timed alone in its next step, and those that are quick come back.
+        for _, sequence, _ in steps:
+            sequence.is_slow = True
+    return {
+        sequence_id: sequence.advanced(bits, vocab_size)
+        for (sequence_id, sequence, _), bits in zip(steps, found, strict=True)
+    }
+
+
+@cache
+def _followers() -> Followers:
+    return Followers(min(_MAX_FOLLOWER_THREADS, len(os.sched_getaffinity(0))))
 
 
 def _kind(request: Request) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 from scheduler_harness import LIMITS, Executor, Service, demo_model, refused, run
 
 from benchmarks.schemas import conforms, random_schema
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc import guided_params
 from scheduler_svc.core.request import Guide
-from scheduler_svc.grammars import GrammarCompiler, GrammarError, next_tokens
+from scheduler_svc.grammars import Followers, GrammarCompiler, GrammarError, next_tokens
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -83,6 +86,38 @@ def test_what_a_schema_lets_end_conforms_to_it(seed: int, depth: int, choices: l
     wanted = random_schema(seed, depth)
     text = walk(Guide("json_schema", json.dumps(wanted)), choices)
     assert text is None or conforms(json.loads(text), wanted)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=5, max_size=12), st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_many_followed_together_are_told_what_each_is_alone(seeds: list[int], seed: int):
+    """Of random guides, by random tokens, of which some are not allowed."""
+    rng, followers = random.Random(seed), Followers(2)
+    guides = [Guide("json_schema", json.dumps(random_schema(seed, seed % 3))) for seed in seeds]
+    alone, together = ([COMPILER.compile(guide).matcher.deep_copy() for guide in guides] for _ in range(2))
+    known: list[bytes | str] = [COMPILER.compile(guide).bits for guide in guides]
+    for _ in range(12):
+        tokens = [a_token_of(bits, rng) for bits in known]
+        known = [followed(matcher, token) for matcher, token in zip(alone, tokens, strict=True)]
+        found = followers.advance(together, tokens, LIMITS.vocab_size)
+        assert [bits if isinstance(bits, bytes) else str(bits) for bits in found] == known
+
+
+def a_token_of(bits: bytes | str, rng: random.Random) -> int:
+    """One that is allowed, mostly."""
+    if isinstance(bits, str) or rng.random() < 0.02:
+        return rng.randrange(LIMITS.vocab_size)
+    allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").nonzero()[0]
+    return int(rng.choice(allowed.tolist()))
+
+
+def followed(matcher: LLMatcher, token_id: int) -> bytes | str:
+    """What may follow a token, or why nothing may."""
+    matcher.consume_token(token_id)
+    try:
+        return next_tokens(matcher, LIMITS.vocab_size)
+    except GrammarError as error:
+        return str(error)
 
 
 def test_each_kind_of_guide_is_followed_to_its_end(tmp_path: Path):
