@@ -99,6 +99,7 @@ class PeerMemory:
         handle = symm_mem.rendezvous(self._memory, self._group)
         self._memory.zero_()
         handle.barrier()
+        torch.cuda.synchronize(device)  # other streams may use it now
         arrivals = _buffers(handle, torch.int64, self._num_bytes // 8, num_meetings)
         expected = torch.zeros(num_meetings, dtype=torch.int64, device=device)
         self._meeting = peer_memory.Meeting(place.rank, arrivals, expected)

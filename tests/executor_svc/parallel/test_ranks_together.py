@@ -112,6 +112,7 @@ def work_in_a_graph(place: Place, device: torch.device) -> list[torch.Tensor]:
         return [one_shot, normed, summed, peers.gather(told), peers.sum(x.clone(), Way.TWO_SHOT)]
 
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(device)
     with torch.cuda.stream(stream):
         body()
         stream.synchronize()
@@ -155,6 +156,7 @@ def work_by_nccl(place: Place, device: torch.device) -> Any:
     assert ranks.sum(x) is x
     dist.all_reduce(x)
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(device)
     with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         dist.all_reduce(x)
         gathered = ranks.gather(x)
