@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         secret = None if config.secret_file is None else read_secret("--secret-file", config.secret_file)
         server = ExecutorServer(config.listen, config.tls, secret)
         runner, identity = build_runner(config, place)
-        profiling = build_profiling(config)
+        profiling = build_profiling(config, runner)
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-executor: error: {error}", file=sys.stderr)
         return 1
@@ -139,8 +139,8 @@ def build_runner(config: ExecutorConfig, place: Place | None = None) -> tuple[St
     return build_virtual_runner(config, virtual_dir), _identity(virtual_dir)
 
 
-def build_profiling(config: ExecutorConfig) -> Profiling | None:
-    """What profiles are recorded with; ValueError, naming the flag, where they could not be written."""
+def build_profiling(config: ExecutorConfig, runner: StepRunner) -> Profiling | None:
+    """What profiles of this process are recorded with; ValueError, naming the flag, where they could not be written."""
     if config.profile_dir is None:
         return None
     folder = Path(config.profile_dir)
@@ -151,9 +151,10 @@ def build_profiling(config: ExecutorConfig) -> Profiling | None:
         raise ValueError(f"--profile-dir: cannot write to {str(folder)!r}: {error.strerror}") from error
     if config.virtual:
         return Profiling(None)
+    from executor_svc.parallel.leader import LeaderRunner
     from executor_svc.profile.torch_trace import TorchTrace
 
-    trace = TorchTrace(folder)
+    trace = TorchTrace(folder, runner.silence if isinstance(runner, LeaderRunner) else contextlib.nullcontext)
     try:
         trace.warm_up()
     except (RuntimeError, TypeError) as error:

@@ -31,6 +31,7 @@ _SECURITY_FILES = {
 _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "all_reduce": ("auto", "nccl", "one-shot", "two-shot"),
     "attention_backend": ("auto", "triton", "reference"),
     "load_format": ("auto", "dummy"),
     "log_level": _LOG_LEVELS,
@@ -51,6 +52,8 @@ class ExecutorConfig:
     dtype: str = "auto"
     """"float32", "bfloat16", or "auto": float32 on a CPU, else the checkpoint's own; float16 is not served."""
     tensor_parallel_size: int = 1
+    all_reduce: str = "auto"
+    """How ranks sum: "nccl", "one-shot" or "two-shot", or "auto": by the size of the message."""
     block_size: int = 16
     num_kv_blocks: int | None = None
     """Block 0, which is never given out, is counted."""
@@ -98,10 +101,6 @@ class ExecutorConfig:
             _require(name, getattr(self, name) != "", "must not be empty", self)
         several = self.tensor_parallel_size > 1
         _require("tensor_parallel_size", not (several and self.virtual), "must be 1 with --virtual", self)
-        # Writing a trace holds the interpreter for longer than ranks wait for a sign of life.
-        _require(
-            "tensor_parallel_size", not (several and self.profile_dir), "must be 1 with --profile-dir", self
-        )
         utilization = self.gpu_memory_utilization
         _require("gpu_memory_utilization", 0 < utilization <= 1, "must be in (0, 1]", self)
         _require("seed", 0 <= self.seed < 2**64, "must be in [0, 2**64)", self)
@@ -208,6 +207,12 @@ def _add_model_flags(group: Any) -> None:
         choices=_CHOICES["dtype"],
     )
     _add(group, "tensor_parallel_size", "ranks, a device each, that share the model", type=int, metavar="N")
+    _add(
+        group,
+        "all_reduce",
+        "how ranks on CUDA sum; auto: small messages over each other's memory where they reach it, else NCCL",
+        choices=_CHOICES["all_reduce"],
+    )
     _add(
         group,
         "attention_backend",

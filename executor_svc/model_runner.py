@@ -188,14 +188,15 @@ class ModelRunner:
         """With the log-probabilities of the sampled tokens, where a row asks."""
         needs, rows = self.state.needs, sampling.rows
         wanted, logprobs = needs.logprobs[rows], None
-        if (most := int(wanted.max())) >= 0:
-            token_ids = sampled.token_ids[: len(rows)].long()
-            full = self.backend.ops.full_logits(logits[: len(rows)])
-            logprobs = token_logprobs(full.float(), token_ids, most)
+        asking = np.flatnonzero(wanted >= 0)
+        if len(asking):
+            chosen = self.state.upload(asking)
+            full = self.backend.ops.full_logits(logits[chosen])
+            logprobs = token_logprobs(full.float(), sampled.token_ids[chosen].long(), int(wanted.max()))
         return SubStepTensors(
             rows=rows,
             sampled=sampled,
-            wanted_logprobs=wanted if most >= 0 else None,
+            wanted_logprobs=wanted if len(asking) else None,
             reports_gap=None if sampled.gaps is None else needs.reports_gap[rows],
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

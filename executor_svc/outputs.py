@@ -28,7 +28,7 @@ class SubStepTensors:
     reports_gap: BoolArray | None = None
     """Which of `rows` report their gap; None where none does."""
     logprobs: TokenLogprobs | None = None
-    """Of every sampled token, with as many alternatives as the row that wants most; None where no row asked."""
+    """Of the tokens of the rows that asked, with as many alternatives as the one that wants most; None: none asked."""
     prompt_logprobs: tuple[tuple[int, int, TokenLogprobs], ...] = ()
     """Row, first position judged, and the log-probabilities of a slice."""
 
@@ -81,10 +81,11 @@ def _row_logprobs(tensors: SubStepTensors, succeeded: np.ndarray) -> tuple[RowLo
     return tuple(
         RowLogprobs(
             row=int(tensors.rows[index]),
-            token_logprob=float(own[index]),
-            token_rank=int(ranks[index]),
-            alternative_ids=ids[index, : wanted[index]],
-            alternative_logprobs=alternatives[index, : wanted[index]],
+            token_logprob=float(own[place]),
+            token_rank=int(ranks[place]),
+            alternative_ids=ids[place, : wanted[index]],
+            alternative_logprobs=alternatives[place, : wanted[index]],
         )
-        for index in np.flatnonzero(succeeded & (wanted >= 0)).tolist()
+        for place, index in enumerate(np.flatnonzero(wanted >= 0).tolist())
+        if succeeded[index]
     )

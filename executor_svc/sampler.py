@@ -96,7 +96,17 @@ def choose(logits: torch.Tensor, batch: SamplingRows, ops: Ops) -> SampledTokens
 def choose_again(
     logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens, ops: Ops
 ) -> SampledTokens:
-    """Samples the special rows and puts their results in the place of those that `sampled` has."""
+    """Samples the special rows and puts their results in the place of those that `sampled` has.
+
+    What rank 0 finds holds for all ranks, as some sums of torch's need not give the same last bit twice.
+    """
+    found = _choose_again(logits, batch, special, sampled, ops)
+    return SampledTokens(ops.agree(found.results), found.gaps)
+
+
+def _choose_again(
+    logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens, ops: Ops
+) -> SampledTokens:
     restricted = special & batch.only_restricted()
     if restricted.any() and _choose_restricted(logits, batch, np.flatnonzero(restricted), sampled, ops):
         special = special & ~restricted

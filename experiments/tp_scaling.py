@@ -3,10 +3,11 @@
     python experiments/tp_scaling.py --sizes 1 2 --batch 8
 
 Each N serves the same sequences through both services. Steps are timed by the executor's own sums; communication is
-what rank 0 spends in gloo's or NCCL's operations in a few profiled steps, its waiting for other ranks included. Compute
-is the rest of the device's time, and rest what a step takes besides. On cores that the ranks share this only tries the
-harness. Writes plots/tp_scaling.json, which plots/tp_scaling.py draws; the prediction of allreduce_model.py is in it,
-labelled as such.
+the share of the device's time that rank 0 spends in collectives in a few profiled steps, its waiting for other ranks
+included: operations of gloo, or kernels of NCCL and of peer memory (whose sums with RMSNorm behind them count in full).
+Compute is the rest of the device's time, and rest what a step takes besides. On cores that the ranks share this only
+tries the harness. Writes plots/tp_scaling.json, which plots/tp_scaling.py draws, with the prediction of
+allreduce_model.py in it, labelled as such.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from allreduce_model import NVLINK_CLASS, step_seconds
 
 from benchmarks.shapes import NAMES, SHAPES, shape_of, write_model
 from benchmarks.steps import steps_between
+from nanoserve.profiles import DEVICE, Profile
 from nanoserve.v1 import admin_pb2
 from nanoserve.v1.admin_pb2_grpc import AdminServiceStub
 from nanoserve_client import Client, NanoserveError
@@ -38,6 +40,7 @@ from nanoserve_client.supervisor import LocalServer
 
 DATA = Path(__file__).resolve().parents[1] / "plots" / "tp_scaling.json"
 _PROFILED_STEPS = 20
+_COLLECTIVE_KERNELS = ("nccl", "_shot_all_reduce", "_sum_add_rms_norm_kernel", "_gather_ranks_kernel")
 _PREDICTED_SIZES = (1, 2, 4, 8)
 _PREDICTED_SHAPE, _PREDICTED_BATCH, _PREDICTED_CONTEXT = "14b", 32, 1024
 _PREDICTED_FIXED_SECONDS = 1e-3
@@ -68,14 +71,19 @@ def load_of(address: str) -> admin_pb2.Load:
         return AdminServiceStub(channel).GetLoad(admin_pb2.GetLoadRequest()).load
 
 
-def communication_ms(trace: bytes, num_steps: int) -> float:
-    """A step's time in collectives, from a torch trace, gzipped or not."""
+def communication_share(profile: Profile) -> float:
+    """Of the device's time in the profiled steps: what collectives take, by torch's trace."""
+    trace = profile.trace
     text = gzip.decompress(trace) if trace[:2] == b"\x1f\x8b" else trace
-    events = json.loads(text)["traceEvents"]
-    spans = [event for event in events if event.get("ph") == "X"]
-    kernels = [event for event in spans if event.get("cat") == "kernel" and "nccl" in event["name"]]
-    chosen = kernels or [event for event in spans if event["name"].startswith("gloo:")]
-    return sum(event["dur"] for event in chosen) / max(1, num_steps) / 1e3
+    spans = [event for event in json.loads(text)["traceEvents"] if event.get("ph") == "X"]
+    kernels = [
+        span
+        for span in spans
+        if span.get("cat") == "kernel" and any(name in span["name"] for name in _COLLECTIVE_KERNELS)
+    ]
+    chosen = kernels or [span for span in spans if span["name"].startswith("gloo:")]
+    device_us = sum(span.end_ns - span.begin_ns for span in profile.spans if span.lane == DEVICE) / 1e3
+    return min(1.0, sum(span["dur"] for span in chosen) / max(1.0, device_us))
 
 
 def measure(model: str | None, size: int, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -83,6 +91,7 @@ def measure(model: str | None, size: int, arguments: argparse.Namespace, folder:
     flags = [
         f"--device={arguments.device}",
         f"--tensor-parallel-size={size}",
+        f"--all-reduce={arguments.all_reduce}",
         f"--max-num-seqs={arguments.batch}",
         f"--profile-dir={folder}",
         *(["--load-format=dummy"] if model else []),
@@ -100,7 +109,7 @@ def measure(model: str | None, size: int, arguments: argparse.Namespace, folder:
         raise SystemExit("tp_scaling: sequences ended while they were timed; give more --tokens")
     steps = steps_between(before, after)
     step_ms = seconds * 1e3 / max(1, steps.num_steps)
-    communication = min(communication_ms(profile.trace, profile.num_steps), steps.device_ms)
+    communication = communication_share(profile) * steps.device_ms
     return {
         "size": size,
         "tokens_per_second": steps.num_output_tokens / seconds,
@@ -133,6 +142,7 @@ def predicted() -> dict[str, Any]:
         "context": _PREDICTED_CONTEXT,
         "fixed_ms": _PREDICTED_FIXED_SECONDS * 1e3,
         "link_latency_us": NVLINK_CLASS.latency * 1e6,
+        "ring_overhead_us": NVLINK_CLASS.ring_overhead * 1e6,
         "link_gb_per_second": NVLINK_CLASS.bandwidth / 1e9,
         "points": points,
     }
@@ -154,6 +164,9 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="default 1 2 4")
     parser.add_argument("--model-shape", choices=NAMES, default="demo", help="default %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    parser.add_argument(
+        "--all-reduce", default="auto", metavar="WAY", help="as of the executor (default auto)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="sequences at once (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=1900, help="tokens of each (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="timed for each N (default %(default)s)")
@@ -178,6 +191,7 @@ def main() -> int:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "model": arguments.model_shape,
         "batch": arguments.batch,
+        "all_reduce": arguments.all_reduce,
         "measured": points,
         "predicted": predicted(),
     }

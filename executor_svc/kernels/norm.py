@@ -65,6 +65,23 @@ def _add_rms_norm_kernel(
     at = tl.program_id(0).to(tl.int64) * SIZE + columns
     await_inputs(OVERLAP)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    add_and_normalise(values, at, inside, columns, residual, weight, normed, summed, eps, SIZE)
+
+
+@triton.jit
+def add_and_normalise(
+    values: tl.tensor,
+    at: tl.tensor,
+    inside: tl.tensor,
+    columns: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    normed: tl.tensor,
+    summed: tl.tensor,
+    eps: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """Writes a row's normalised sum of float32 `values` and its residual, and that sum; `at` are its places."""
     if residual is not None:
         values += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
         rounded = values.to(summed.dtype.element_ty)

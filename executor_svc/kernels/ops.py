@@ -30,16 +30,18 @@ class TritonOps:
     def __init__(self, kv_cache: KVCache, ranks: Ranks = ALONE) -> None:
         self.kv_cache, self.ranks = kv_cache, ranks
 
-    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ranks.sum(x)
-
     def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
         return self.ranks.full_logits(logits)
+
+    def agree(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ranks.agree(x)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return add_rms_norm(x, residual, norm.weight, norm.eps)
+        if self.ranks.peers is not None and self.ranks.peers.fuses(x):
+            return self.ranks.peers.sum_add_rms_norm(x, residual, norm.weight, norm.eps)
+        return add_rms_norm(self.ranks.sum(x), residual, norm.weight, norm.eps)
 
     def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
         if _is_small(x, layer):
@@ -53,6 +55,7 @@ class TritonOps:
         if not _is_small(x, layer):
             normed, summed = self.add_rms_norm(x, residual, norm)
             return layer(normed), summed
+        x = self.ranks.sum(x)
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue), summed
 
@@ -62,6 +65,7 @@ class TritonOps:
         if not _is_small(x, layer):
             normed, summed = self.add_rms_norm(x, residual, norm)
             return silu_and_mul(layer(normed)), summed
+        x = self.ranks.sum(x)
         prologue, summed = _prologue(x, residual, norm)
         return small_linear(x, layer.weight, layer.bias, norm=prologue, gated=True), summed
 

@@ -19,7 +19,10 @@ from executor_svc.row_slices import row_slices
 
 
 class Ops(Protocol):
-    """Operations on the tokens of one forward pass and on the KV cache. None waits for the device."""
+    """Operations on the tokens of one forward pass and on the KV cache. None waits for the device.
+
+    Where a normalisation takes `x`, each of several ranks gives its part, and x is their sum. `x` may be overwritten.
+    """
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
@@ -54,11 +57,11 @@ class Ops(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `normed_linear` for a layer of two projections, gate and up: silu(gate) * up, [num_tokens, size]."""
 
-    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of all ranks' `x`, which may be overwritten; `x` itself where there is one rank."""
-
     def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """[n, vocab_size] from [n, the rank's number of token ids]; `logits` itself where there is one rank."""
+
+    def agree(self, x: torch.Tensor) -> torch.Tensor:
+        """Rank 0's contiguous `x`, which is overwritten, on all ranks."""
 
     def gather_inputs(
         self,
@@ -119,15 +122,16 @@ class ReferenceOps:
     def __init__(self, kv_cache: KVCache, ranks: Ranks = ALONE) -> None:
         self.kv_cache, self.ranks = kv_cache, ranks
 
-    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
-        return self.ranks.sum(x)
-
     def full_logits(self, logits: torch.Tensor) -> torch.Tensor:
         return self.ranks.full_logits(logits)
+
+    def agree(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ranks.agree(x)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, norm: RMSNorm
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.ranks.sum(x)
         summed = x if residual is None else x + residual
         return norm(summed), summed
 

@@ -72,7 +72,7 @@ class QwenAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size].
 
-        All keys and values are written before any is read.
+        Output and `x` are a rank's parts of sums over the ranks. All keys and values are written before any is read.
         """
         qkv, summed = backend.ops.normed_linear(x, residual, norm, self.qkv_proj)
         norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
@@ -80,8 +80,7 @@ class QwenAttention(nn.Module):
             self.layer, qkv, self.num_heads, norms, rotation, context.slot_mapping
         )
         attended = backend.attention.attend(self.layer, query, context)
-        output = backend.ops.linear(attended.flatten(1), self.o_proj)
-        return backend.ops.sum_over_ranks(output), summed
+        return backend.ops.linear(attended.flatten(1), self.o_proj), summed
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, Placement]]:
         """The checkpoint's names, below `prefix`, and where their tensors go."""
@@ -104,9 +103,9 @@ class QwenMLP(nn.Module):
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor, norm: RMSNorm, ops: Ops
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size]."""
+        """The output for norm(x + residual), and x + residual, each [num_tokens, hidden_size]; see QwenAttention."""
         gated, summed = ops.normed_gate(x, residual, norm, self.gate_up_proj)
-        return ops.sum_over_ranks(ops.linear(gated, self.down_proj)), summed
+        return ops.linear(gated, self.down_proj), summed
 
     def checkpoint_tensors(self, prefix: str) -> Iterator[tuple[str, Placement]]:
         """The checkpoint's names, below `prefix`, and where their tensors go."""
@@ -117,7 +116,8 @@ class QwenMLP(nn.Module):
 class QwenDecoderLayer(nn.Module):
     """Attention, then MLP, each on a normalised input and added to what it was.
 
-    The addition is left to the next normalisation, which can do both at once: x and residual are carried apart.
+    The additions, of the ranks' parts too, are left to the next normalisation, which can do all at once: x and residual
+    are carried apart.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class QwenForCausalLM(nn.Module):
         self, token_ids: torch.Tensor, positions: torch.Tensor, backend: Backend, context: AttentionContext
     ) -> torch.Tensor:
         """int32 [num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
-        x, residual = backend.ops.sum_over_ranks(self.embed_tokens(token_ids)), None
+        x, residual = self.embed_tokens(token_ids), None
         rotation = self.rotary(positions)
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, backend, context)

@@ -15,11 +15,10 @@ from executor_svc.build import build_torch_runner, choose_device
 from executor_svc.config import ExecutorConfig
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.end import end_process
-from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, prepare_device
+from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, make_ranks, prepare_device
 from executor_svc.parallel.link import FollowerEnd
 from executor_svc.parallel.place import Place
 from executor_svc.parallel.ranked_step import RankedStep
-from executor_svc.parallel.ranks import Ranks
 from executor_svc.parallel.shard import Shard
 from executor_svc.plan import StepFailure
 from executor_svc.row_table import RowTable
@@ -40,16 +39,15 @@ def follow(config: ExecutorConfig, model_dir: Path, place: Place) -> None:
 
 def _start(config: ExecutorConfig, model_dir: Path, place: Place) -> tuple[StepRunner, FollowerEnd]:
     model_config = read_model_config(model_dir)
-    shard = Shard(place.rank, place.size)
-    shard.check(model_config)
-    device = choose_device(config.device, place.local_rank)
+    Shard(place.rank, place.size).check(model_config)
+    device = choose_device(config.device, place.device_index)
     prepare_device(device, place)
     store, _, _ = next(rendezvous("env://"))
     check_alike(store, place, config, model_dir, device)
     join_group(store, place, device)
     connection = connect_to_leader(store, place)
-    ranks = Ranks(shard, model_config.vocab_size)
-    runner = build_torch_runner(config, model_dir, ranks, place.local_rank)
+    ranks = make_ranks(config, model_config, place, device)
+    runner = build_torch_runner(config, model_dir, ranks, place.device_index)
     ranks.smallest(0, device)  # all are ready
     structlog.get_logger().info("rank_ready", rank=place.rank, device=runner.device, pid=os.getpid())
     return runner, FollowerEnd(connection, _lost)
@@ -90,6 +88,12 @@ class _Follower:
         settled.wait()
 
     def _wait(self) -> None:
+        try:
+            self._wait_for_all()
+        except Exception as error:
+            end_process("rank_failed", reason=str(error), exc_info=error)
+
+    def _wait_for_all(self) -> None:
         if self._runner.device.startswith("cuda"):
             torch.cuda.set_device(self._runner.device)
         while True:

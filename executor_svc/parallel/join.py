@@ -16,8 +16,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from executor_svc.config import ExecutorConfig, to_flags
+from executor_svc.models.config import ModelConfig
 from executor_svc.parallel.link import read_exactly
+from executor_svc.parallel.peers import NCCL, PeerMemory, can_share, largest_message
 from executor_svc.parallel.place import Place
+from executor_svc.parallel.ranks import Ranks
+from executor_svc.parallel.shard import Shard
 from nanoserve.checkpoint import model_fingerprint, weights_fingerprint
 
 # Ranks load their shards between two collectives, from disks that may be slow.
@@ -50,14 +54,28 @@ def prepare_device(device: torch.device, place: Place) -> None:
 
 def join_group(store: Store, place: Place, device: torch.device) -> None:
     """Makes the process group, when all ranks have come: gloo on the CPU, NCCL on CUDA."""
+    nccl = device.type == "cuda" and not place.overlapping
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "nccl" if nccl else "gloo",
         store=store,
         rank=place.rank,
         world_size=place.size,
         timeout=_PATIENCE,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if nccl else None,
     )
+
+
+def make_ranks(
+    config: ExecutorConfig, model_config: ModelConfig, place: Place, device: torch.device
+) -> Ranks:
+    """This rank among the others, which have joined too; with memory for small messages where all can reach it."""
+    ranks = Ranks(Shard(place.rank, place.size), model_config.vocab_size)
+    if config.all_reduce != NCCL and ranks.smallest(int(can_share(place, device)), device):
+        most_tokens = config.max_num_batched_tokens + config.max_num_seqs
+        most_bytes = most_tokens * model_config.hidden_size * torch.float32.itemsize
+        num_bytes = largest_message(config.all_reduce, place.size, most_bytes)
+        ranks.peers = PeerMemory(config.all_reduce, place, device, num_bytes)
+    return ranks
 
 
 def check_alike(
@@ -70,7 +88,7 @@ def check_alike(
         f"nanoserve {version('nanoserve')}",
         f"torch {torch.__version__}",
         f"triton {find_spec('triton') is not None}",
-        f"device {device.type}",
+        f"device {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}",
     ]
     flags = [flag for flag in to_flags(config) if not flag.startswith(_OWN_FLAGS)]
     mine = "\n".join([*flags, *kinds])

@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch._C._distributed_c10d import Store, TCPStore
@@ -13,11 +14,11 @@ from executor_svc.config import ExecutorConfig, to_flags
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.children import Children
 from executor_svc.parallel.end import end_process, exit_on_signal
-from executor_svc.parallel.join import accept_ranks, check_alike, join_group, prepare_device
+from executor_svc.parallel.join import accept_ranks, check_alike, join_group, make_ranks, prepare_device
 from executor_svc.parallel.link import LeaderEnd
-from executor_svc.parallel.place import Place
+from executor_svc.parallel.peers import check_mode
+from executor_svc.parallel.place import Place, is_overlapping
 from executor_svc.parallel.ranked_step import RankedStep
-from executor_svc.parallel.ranks import Ranks
 from executor_svc.parallel.shard import Shard
 from executor_svc.plan import Step
 from executor_svc.runner import PendingStep, StepRunner
@@ -52,6 +53,14 @@ class LeaderRunner:
             link.plan(encoded)
         return RankedStep(step.plan.step_id, self._runner.launch(step))
 
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Within it this process may hold its interpreter for long: the others do not take it to be lost."""
+        with ExitStack() as stack:
+            for link in self._links:
+                stack.enter_context(link.silence())
+            yield
+
     def close(self) -> None:
         """Ends the other ranks; no step is unfinished on this one, so none is on them."""
         self._runner.close()
@@ -69,37 +78,42 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
     CheckpointError and ValueError as build_torch_runner; ValueError where the model cannot be divided so.
     """
     spawns = place is None
-    place = place or Place(0, config.tensor_parallel_size, 0, config.tensor_parallel_size, _LOOPBACK)
+    place = place or _place_of_own(config.tensor_parallel_size)
     model_config = read_model_config(model_dir)
-    shard = Shard(0, place.size)
-    shard.check(model_config)
-    choose_device(config.device, place.local_size - 1)  # there is one for each rank
-    device = choose_device(config.device, place.local_rank)
+    Shard(0, place.size).check(model_config)
+    if not place.overlapping:
+        choose_device(config.device, place.local_size - 1)  # there is one for each rank
+    device = choose_device(config.device, place.device_index)
+    check_mode(config.all_reduce, place, device)
     children = None
     if spawns:
-        if device.type == "cpu":
+        if device.type == "cpu" or place.overlapping:
             # Gloo would else take the address that the host's name has, if it has one.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store, port = _loopback_store(place.size)
+        store, port = loopback_store(place.size)
         children = Children(place, to_flags(config), port)
     else:
         with exit_on_signal():
             store, _, _ = next(rendezvous("env://"))
     prepare_device(device, place)
     check_alike(store, place, config, model_dir, device)
-    with exit_on_signal():
+    with exit_on_signal():  # whatever is waited for here, a rank that does not come keeps
         join_group(store, place, device)
         connections = accept_ranks(store, place)
-    ranks = Ranks(shard, model_config.vocab_size)
-    runner = build_torch_runner(config, model_dir, ranks, place.local_rank)
-    ranks.smallest(0, device)  # all are ready
+        ranks = make_ranks(config, model_config, place, device)
+        runner = build_torch_runner(config, model_dir, ranks, place.device_index)
+        ranks.smallest(0, device)  # all are ready
     if children is not None:
         children.ready = True
     links = [LeaderEnd(rank, connection, _lost) for rank, connection in enumerate(connections, 1)]
     return LeaderRunner(runner, links, children)
 
 
-def _loopback_store(size: int) -> tuple[Store, int]:
+def _place_of_own(size: int) -> Place:
+    return Place(0, size, 0, size, _LOOPBACK, is_overlapping(os.environ))
+
+
+def loopback_store(size: int) -> tuple[Store, int]:
     """A store that this host alone reaches, and its port: what TCPStore binds itself is open to all interfaces."""
     with socket.create_server((_LOOPBACK, 0)) as server:
         port, descriptor = server.getsockname()[1], server.detach()

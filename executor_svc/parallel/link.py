@@ -2,7 +2,8 @@
 
 To a rank: a length, 4 bytes little-endian, and as many bytes of a plan; lengths that no plan has mean something else.
 From a rank: a byte now and then. A socket that closes unannounced, or a side that is silent for SILENCE_SECONDS, is a
-rank that is lost; threads of their own notice it, so a wait within a collective hides nothing.
+rank that is lost; threads of their own notice it, so a wait within a collective hides nothing. Rank 0 may announce that
+it will be silent for longer, as where it holds the interpreter.
 """
 
 import contextlib
@@ -16,9 +17,12 @@ _HEADER = struct.Struct("<I")
 _ALIVE = 0
 _RESET = 2**32 - 1
 _END = 2**32 - 2
+_SILENT = 2**32 - 3
 _BEAT_SECONDS = 0.5
 SILENCE_SECONDS = 3.0
 """How long a rank may say nothing."""
+ANNOUNCED_SECONDS = 120.0
+"""How long rank 0 may, having said so."""
 
 
 class LeaderEnd:
@@ -28,8 +32,11 @@ class LeaderEnd:
         """`lost` is called, by a thread, with the rank and the reason when it is."""
         self.rank = rank
         self._connection, self._lost = connection, lost
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._outbox: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._closing = threading.Event()
+        self._silent = False
+        # Held while _ALIVE and _SILENT are queued: the one after the other would take it back.
+        self._beat_lock = threading.Lock()
         for work in (self._send, self._watch, self._beat):
             threading.Thread(target=work, name=f"rank-{rank}{work.__name__}", daemon=True).start()
 
@@ -41,6 +48,21 @@ class LeaderEnd:
         """Has the rank forget all rows; never blocks."""
         self._outbox.put(_HEADER.pack(_RESET))
 
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Within it the rank is not told that this one lives, and knows it. By one thread at a time."""
+        sent = threading.Event()
+        with self._beat_lock:
+            self._silent = True
+            self._outbox.put(_HEADER.pack(_SILENT))
+        self._outbox.put(sent)
+        sent.wait(SILENCE_SECONDS)  # where it is lost, the watching thread ends all
+        try:
+            yield
+        finally:
+            self._silent = False
+            self._outbox.put(_HEADER.pack(_ALIVE))
+
     def close(self) -> None:
         """Tells the rank to end, once it has got what was sent before."""
         self._closing.set()
@@ -50,12 +72,17 @@ class LeaderEnd:
     def _send(self) -> None:
         with contextlib.suppress(OSError):  # the watching thread sees it too
             while (message := self._outbox.get()) is not None:
-                self._connection.sendall(message)
+                if isinstance(message, threading.Event):
+                    message.set()
+                else:
+                    self._connection.sendall(message)
             self._connection.shutdown(socket.SHUT_WR)
 
     def _beat(self) -> None:
         while not self._closing.wait(_BEAT_SECONDS):
-            self._outbox.put(_HEADER.pack(_ALIVE))
+            with self._beat_lock:
+                if not self._silent:
+                    self._outbox.put(_HEADER.pack(_ALIVE))
 
     def _watch(self) -> None:
         reason = "its connection closed"
@@ -92,18 +119,22 @@ class FollowerEnd:
             self._connection.settimeout(SILENCE_SECONDS)
             while (header := read_exactly(self._connection, _HEADER.size)) is not None:
                 (length,) = _HEADER.unpack(header)
-                if length == _END:
+                if length == _SILENT:
+                    self._connection.settimeout(ANNOUNCED_SECONDS)
+                elif length == _ALIVE:
+                    self._connection.settimeout(SILENCE_SECONDS)
+                elif length == _END:
                     self._inbox.put(None)
                     return
-                if length == _RESET:
+                elif length == _RESET:
                     self._inbox.put(b"")
-                elif length != _ALIVE:
+                else:
                     plan = read_exactly(self._connection, length)
                     if plan is None:
                         break
                     self._inbox.put(plan)
         except TimeoutError:
-            reason = f"it said nothing for {SILENCE_SECONDS:g} s"
+            reason = f"it said nothing for {self._connection.gettimeout():g} s"
         except OSError as error:
             reason = str(error)
         self._lost(reason)

@@ -14,6 +14,18 @@ class Place:
     local_size: int
     master: str
     """The host of rank 0, as the others reach it."""
+    overlapping: bool = False
+    """Whether all ranks share one CUDA device, as only tests have it: NCCL does not, so gloo takes its place."""
+
+    @property
+    def device_index(self) -> int:
+        """Its CUDA device on this host."""
+        return 0 if self.overlapping else self.local_rank
+
+
+def is_overlapping(environment: Mapping[str, str]) -> bool:
+    """Whether torch has been told that ranks may share a device."""
+    return environment.get("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES") == "1"
 
 
 def read_place(environment: Mapping[str, str], size: int) -> Place | None:
@@ -33,6 +45,7 @@ def read_place(environment: Mapping[str, str], size: int) -> Place | None:
             local_rank=int(environment.get("LOCAL_RANK", rank)),
             local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
             master=environment["MASTER_ADDR"],
+            overlapping=is_overlapping(environment),
         )
     except (KeyError, ValueError) as error:
         raise ValueError(f"--tensor-parallel-size: the environment of torchrun is wrong: {error}") from error

@@ -3,6 +3,8 @@
 import gzip
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch._C._profiler import _ExperimentalConfig
@@ -18,8 +20,11 @@ _NUM_MARKS = 8
 class TorchTrace:
     """One trace after the other; start and stop are for one thread, while no other runs an operator."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, silence: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Torch holds the interpreter, for seconds at times, within `silence`."""
+        self._folder, self._silence = folder, silence
         self._profile: profile | None = None
 
     def warm_up(self) -> None:
@@ -34,8 +39,9 @@ class TorchTrace:
         # Steps are launched, run and waited for by threads of their own.
         config = _ExperimentalConfig(profile_all_threads=True)
         self._profile = profile(activities=wanted, experimental_config=config)
-        self._profile.prepare_trace()
-        self._profile.start_trace()
+        with self._silence():
+            self._profile.prepare_trace()
+            self._profile.start_trace()
         for _ in range(_NUM_MARKS):
             with record_function(f"{CLOCK_MARK}{time.monotonic_ns()}"):
                 pass
@@ -43,13 +49,15 @@ class TorchTrace:
     def stop(self) -> None:
         """Ends the recording, when the device has done what was queued."""
         assert self._profile is not None
-        self._profile.stop_trace()
+        with self._silence():
+            self._profile.stop_trace()
 
     def write(self) -> Path:
         """Writes what was recorded: a gzipped Chrome trace under the folder."""
         assert self._profile is not None
         raw = self._folder / f"profile-{time.time_ns()}.json"
-        self._profile.export_chrome_trace(str(raw))
+        with self._silence():
+            self._profile.export_chrome_trace(str(raw))
         self._profile = None
         path = raw.with_name(f"{raw.name}.gz")
         with raw.open("rb") as source, gzip.open(path, "wb", compresslevel=1) as target:

@@ -77,3 +77,10 @@ def test_targets_go_on_after_a_workload_that_fails(tmp_path: Path) -> None:
     assert [row["batch"] for row in report["rows"] if row["test"] == "decode"] == [1]
     assert list(report["failures"]) == ["0.6b W4"]
     assert "failed: BenchmarkError" in done.stdout
+
+
+def test_two_trees_are_measured_in_one_session() -> None:
+    sizes = ("--reps=1", "--batches", "2", "--prompt-tokens=4", "--output-tokens=8", "--clients=1")
+    (row,) = rows("compare_trees", str(REPOSITORY), "--rounds=1", VIRTUAL, *sizes)
+    assert (row["batch"], row["rounds"]) == (2, 1)
+    assert row["ratio"] == pytest.approx(row["after_ms"] / row["before_ms"], rel=1e-3)

@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from nanoserve_client import Client
 from nanoserve_client.supervisor import LocalServer
 
@@ -43,20 +45,20 @@ def seconds_until_gone(pids: list[int]) -> float:
     return time.monotonic() - begin
 
 
+def answer(client: Client, number: int) -> tuple[int, ...]:
+    """The tokens of a stream; every other one chooses them the second way."""
+    penalty = 0.5 if number % 2 == 0 else 0.0
+    params = {"temperature": 1.5, "frequency_penalty": penalty, "seed": number}
+    return client.generate(PROMPT, max_tokens=120, ignore_eos=True, **params).token_ids
+
+
 def test_every_stream_survives_the_death_and_the_hang_of_any_rank() -> None:
     with LocalServer(executor_flags=FLAGS) as server, Client(server.address) as client:
-
-        def generate(number: int) -> tuple[int, ...]:
-            penalty = 0.5 if number % 2 == 0 else 0.0  # both ways to choose a token
-            params = {"temperature": 1.5, "frequency_penalty": penalty, "seed": number}
-            answer = client.generate(PROMPT, max_tokens=120, ignore_eos=True, **params)
-            return answer.token_ids
-
-        expected = [generate(number) for number in range(NUM_STREAMS)]
+        expected = [answer(client, number) for number in range(NUM_STREAMS)]
         assert len(set(expected[0])) > 20, "the test means nothing where all tokens are alike"
         for rank, number in ((0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)):
             with ThreadPoolExecutor(NUM_STREAMS) as pool:
-                calls = [pool.submit(generate, index) for index in range(NUM_STREAMS)]
+                calls = [pool.submit(answer, client, index) for index in range(NUM_STREAMS)]
                 while client.get_load().num_running_requests < NUM_STREAMS:
                     time.sleep(0.01)
                 pids = ranks_of(server.executor_pid)
@@ -66,3 +68,40 @@ def test_every_stream_survives_the_death_and_the_hang_of_any_rank() -> None:
                 assert [call.result() for call in calls] == expected
         pids = ranks_of(server.executor_pid)
     assert not any(map(is_running, pids))
+
+
+# What Python runs first in every process: rank 1 cannot read a plan once there is a certain file.
+_FAULT = """
+import os
+
+if os.environ.get("RANK") == "1":
+    from executor_svc import wire
+
+    decode_plan = wire.decode_plan
+
+    def fail_once(*arguments):
+        if os.path.exists({flag!r}):
+            os.remove({flag!r})
+            raise RuntimeError("injected")
+        return decode_plan(*arguments)
+
+    wire.decode_plan = fail_once
+"""
+
+
+def test_a_rank_that_fails_outside_the_model_takes_all_down_and_the_stream_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "fail"
+    (tmp_path / "sitecustomize.py").write_text(_FAULT.format(flag=str(flag)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with LocalServer(executor_flags=FLAGS) as server, Client(server.address) as client:
+        expected = answer(client, 0)
+        pids = ranks_of(server.executor_pid)
+        flag.touch()
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(answer, client, 0)
+            while flag.exists():
+                time.sleep(0.01)
+            assert seconds_until_gone(pids) < LIMIT_SECONDS
+            assert call.result() == expected

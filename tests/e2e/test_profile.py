@@ -50,6 +50,7 @@ def of_kind(events: list[dict[str, Any]], kind: str) -> dict[int, tuple[float, f
     ("executor_flags", "scheduler_flags"),
     [
         pytest.param(["--dtype=float32"], [], id="cpu"),
+        pytest.param(["--dtype=float32", "--device=cpu", "--tensor-parallel-size=2"], [], id="ranks"),
         pytest.param(
             ["--virtual", "--virtual-step-ms=2", "--virtual-vocab-size=768"],
             ["--api-workers=1"],

@@ -2,17 +2,21 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from random_checkpoints import SHAPES, VOCAB_SIZE, Shape, make_checkpoint
 
 from nanoserve_client import AsyncClient, Completion, TokenLogprob
 from nanoserve_client.supervisor import LocalServer
 
-FLAGS = ["--verify", "--device=cpu", "--dtype=float32", "--num-kv-blocks=129", "--max-num-seqs=16"]
+SIZES = ["--dtype=float32", "--num-kv-blocks=129", "--max-num-seqs=16"]
+FLAGS = ["--verify", "--device=cpu", *SIZES]
+CUDA_FLAGS = ["--device=cuda", "--max-num-batched-tokens=256", *SIZES]
 NUM_TOKENS = 24
 TOLERANCE = 1e-4
 UNEVEN = Shape("qwen2_heads_that_do_not_fit", "qwen2", hidden_size=48, num_heads=6, num_kv_heads=3)
@@ -50,7 +54,9 @@ def make_cases(vocab_size: int) -> list[Case]:
     ]
 
 
-def answers(model: str | None, size: int, cases: list[Case]) -> list[Completion]:
+def answers(
+    model: str | None, size: int, cases: list[Case], flags: Sequence[str] = FLAGS
+) -> list[Completion]:
     """All cases at once, of a server of `size` ranks."""
 
     async def ask(address: str) -> list[Completion]:
@@ -61,8 +67,8 @@ def answers(model: str | None, size: int, cases: list[Case]) -> list[Completion]
             )
             return await asyncio.gather(*calls)
 
-    flags = [*FLAGS, f"--tensor-parallel-size={size}"]
-    with LocalServer(model, executor_flags=flags) as server:
+    executor_flags = [*flags, f"--tensor-parallel-size={size}"]
+    with LocalServer(model, executor_flags=executor_flags) as server:
         return asyncio.run(ask(server.address))
 
 
@@ -111,3 +117,21 @@ def test_random_checkpoints_say_the_same_on_several_ranks(name: str, size: int, 
     make_checkpoint(BY_NAME[name], tmp_path)
     cases = make_cases(VOCAB_SIZE)
     check_same(answers(str(tmp_path), 1, cases), answers(str(tmp_path), size, cases))
+
+
+@pytest.fixture(scope="module")
+def demo_alone_on_cuda() -> list[Completion]:
+    return answers(None, 1, make_cases(VOCAB_SIZE), CUDA_FLAGS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize(
+    "flags",
+    [["--all-reduce=one-shot"], ["--all-reduce=two-shot"], ["--all-reduce=one-shot", "--enforce-eager"]],
+)
+def test_two_ranks_that_share_a_cuda_device_say_the_same(
+    demo_alone_on_cuda: list[Completion], flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    check_same(demo_alone_on_cuda, answers(None, 2, make_cases(VOCAB_SIZE), [*CUDA_FLAGS, *flags]))

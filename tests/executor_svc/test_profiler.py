@@ -18,6 +18,7 @@ from executor_svc.profile import profiler as profiler_module
 from executor_svc.profile.profiler import Profiling
 from executor_svc.profile.spans import StepSpans
 from executor_svc.virtual import VirtualRunner
+from executor_svc.virtual.build import build_virtual_runner
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from nanoserve.profiles import MAX_STEPS, Span
@@ -109,7 +110,7 @@ def test_a_folder_that_cannot_be_written_to_stops_the_start_by_the_flag_s_name(
     (tmp_path / "file").touch()
     config = ExecutorConfig(virtual=True, profile_dir=str(tmp_path / below))
     with pytest.raises(ValueError, match=r"^--profile-dir: "):
-        build_profiling(config)
+        build_profiling(config, build_virtual_runner(config, None))
 
 
 def test_wrong_numbers_second_starts_and_stops_of_nothing_are_refused_by_name(channel: grpc.Channel) -> None:

@@ -447,6 +447,23 @@ def test_rows_that_need_nothing_special_sample_the_same_the_fast_way(special: li
             torch.testing.assert_close(fast.gaps[reporting], slow.gaps[reporting], equal_nan=True)
 
 
+@pytest.mark.parametrize("special", [[], [0], [1, 3, 6], list(range(8))])
+def test_what_another_rank_says_holds_where_a_row_is_special(special: list[int]) -> None:
+    class Obedient(ReferenceOps):
+        told: torch.Tensor
+
+        def agree(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.is_contiguous()
+            return x.copy_(self.told)
+
+    state = make_state({row: MIXED[row] if row in special else RowSampling() for row in range(8)})
+    ops = Obedient(KVCache(SMALLEST, 2, 4, torch.float32, torch.device("cpu")))
+    logits, rows = random_logits(8), sampling_rows(state, list(range(8)))
+    own = choose(logits, rows, ReferenceOps(ops.kv_cache)).results
+    ops.told = own + 1
+    assert torch.equal(choose(logits, rows, ops).results, ops.told if rows.special().any() else own)
+
+
 def test_seeds_of_all_64_bits_reach_the_device() -> None:
     state = BatchState(LIMITS, torch.device("cpu"))
     wide = [2**64 - 1, 2**63, 2**63 - 1, 0]

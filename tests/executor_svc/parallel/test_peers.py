@@ -1,0 +1,36 @@
+"""Which way a message is summed."""
+
+import pytest
+import torch
+
+from executor_svc.parallel.peers import TWO_SHOT_SIZES, Way, check_mode, choose_way, largest_message
+from executor_svc.parallel.place import Place
+
+MESSAGES = [2**power for power in range(8, 27)]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 8])
+def test_larger_messages_never_go_by_more_bytes_and_the_largest_by_the_group(size: int) -> None:
+    order = [Way.ONE_SHOT, Way.TWO_SHOT, Way.GROUP]
+    ways = [order.index(choose_way("auto", size, num_bytes)) for num_bytes in MESSAGES]
+    assert ways == sorted(ways)
+    assert (ways[0], ways[-1]) == (0, 2)
+    assert size in TWO_SHOT_SIZES or 1 not in ways
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@pytest.mark.parametrize("mode", ["auto", "nccl", "one-shot", "two-shot"])
+def test_the_buffer_holds_every_message_that_does_not_go_by_the_group(mode: str, size: int) -> None:
+    for largest in (2**12, 2**25):
+        held = largest_message(mode, size, largest)
+        for num_bytes in MESSAGES:
+            if num_bytes <= largest and choose_way(mode, size, num_bytes) is not Way.GROUP:
+                assert num_bytes <= held
+
+
+def test_what_cannot_be_had_is_refused_by_the_flag_s_name() -> None:
+    place = Place(0, 2, 0, 2, "127.0.0.1")
+    check_mode("auto", place, torch.device("cpu"))
+    for mode in ("one-shot", "two-shot"):
+        with pytest.raises(ValueError, match=f"^--all-reduce: {mode} needs CUDA devices"):
+            check_mode(mode, place, torch.device("cpu"))
