@@ -51,6 +51,15 @@ def test_a_closed_loop_keeps_littles_law(server: Server) -> None:
     assert 0 < row["littles_law"] <= 1
 
 
+def test_the_parts_of_the_time_to_a_first_token_add_up(server: Server) -> None:
+    cold, warm = rows("first_token", f"--address={server.address}", "--prompt-tokens=64", "--reps=3")
+    for row in (cold, warm):
+        parts = [row[name] for name in ("api", "queue", "boundary", "device")]
+        assert sum(parts) == pytest.approx(row["latency"], rel=0.5)  # medians, each of its own
+        assert min(parts) > 0
+        assert row["steps"] == 1
+
+
 def test_the_step_budget_counts_the_bytes_of_weights_and_context(server: Server) -> None:
     sizes = ["--batches=2", "--context=32", "--output-tokens=256", "--clients=1"]
     (row,) = rows("step_budget", f"--address={server.address}", *sizes)
