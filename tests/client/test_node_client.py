@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,16 @@ from certificates import Authorities
 from nanoserve_client import Client
 from nanoserve_client.supervisor import LocalServer
 
-pytestmark = pytest.mark.e2e
-FOLDER = Path(__file__).parents[2] / "client" / "node"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "client" / "node"
 NODE = shutil.which("node")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(NODE is None, reason="node is not installed"),
+    pytest.mark.skipif(
+        not (FOLDER / "node_modules").is_dir(), reason="`make test-node` installs what it needs"
+    ),
+]
 KEY = "nsk-of-the-node-client"
 QUESTION = [{"role": "user", "content": "Count from 3 to 60."}]
 # As the Node client sends it, and as the Python client does.
@@ -58,18 +66,34 @@ def servers(tmp_path_factory: pytest.TempPathFactory, authorities: Authorities) 
         }
 
 
-@pytest.mark.skipif(NODE is None, reason="node is not installed")
-@pytest.mark.skipif(not (FOLDER / "node_modules").is_dir(), reason="`make test-node` installs what it needs")
-def test_the_node_client_passes_its_tests(servers: dict[str, Any]) -> None:
+def node(*words: str, folder: Path, text: str = "", **variables: str) -> str:
+    """What a program prints that ends well."""
     assert NODE is not None
     done = subprocess.run(
-        [NODE, "--test", "--test-reporter=tap"],
-        cwd=FOLDER,
-        env=os.environ | {"NANOSERVE_TEST": json.dumps(servers)},
+        [NODE, *words],
+        cwd=folder,
+        input=text,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert done.stdout.count("\nok ") == done.stdout.count("# Subtest: ") > 10
+    return done.stdout
+
+
+def test_the_node_client_passes_its_tests(servers: dict[str, Any]) -> None:
+    told = node("--test", "--test-reporter=tap", folder=FOLDER, NANOSERVE_TEST=json.dumps(servers))
+    assert told.count("\nok ") == told.count("# Subtest: ") > 10
+
+
+@pytest.mark.parametrize(
+    ("page", "answer"), [("client/node/README.md", "168"), ("docs/clients.md", " 4, 5, 6, 7, 8")]
+)
+def test_what_a_page_shows_runs(servers: dict[str, Any], page: str, answer: str) -> None:
+    path = ROOT / page
+    (code,) = re.findall(r"```js\n(.*?)```", path.read_text(), re.DOTALL)
+    folder = FOLDER if FOLDER in path.parents else ROOT
+    code = code.replace("127.0.0.1:50051", servers["address"])
+    assert node("--input-type=module", folder=folder, text=code).startswith(answer)
