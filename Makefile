@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint protos bench bench-scheduler bench-gpu check-gpu serve clean
+.PHONY: demo test test-node lint protos bench bench-scheduler bench-gpu check-gpu serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,15 @@ serve: $(INSTALLED)  ## Serve the shipped model on 127.0.0.1:50051
 
 test: $(INSTALLED)  ## All tests that this machine can run
 	$(BIN)/python -m pytest
+
+test-node: $(INSTALLED)  ## The Node client, where there are Node 20, npm and a registry
+	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+	  echo "test-node skipped: node or npm is not installed"; \
+	elif ! node -e 'process.exit(Number(parseInt(process.versions.node) < 20))'; then echo "test-node skipped: it wants Node 20"; \
+	elif ! (cd client/node && npm view --fetch-retries=0 @grpc/grpc-js version >/dev/null 2>&1); then \
+	  echo "test-node skipped: npm reaches no registry"; \
+	else (cd client/node && npm ci --ignore-scripts --no-audit --no-fund) \
+	  && $(BIN)/python -m pytest tests/client/test_node_client.py; fi
 
 lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 	$(BIN)/ruff check .
