@@ -34,6 +34,7 @@ EXECUTOR_FLAGS = (
     ServiceFlag("--device", "NAME"),
     ServiceFlag("--dtype", "NAME"),
     ServiceFlag("--tensor-parallel-size", "N"),
+    ServiceFlag("--all-reduce", "NAME"),
     ServiceFlag("--attention-backend", "NAME"),
     ServiceFlag("--enforce-eager"),
     ServiceFlag("--load-format", "NAME"),
