@@ -66,7 +66,7 @@ def test_what_grpcurl_is_told_is_wrong_is_what_the_page_shows(
     error = error_from_rpc(failure.value)
     assert f"  Message: {error.message}\n" in PAGE
     shown = json.loads(PAGE[PAGE.index("1)\t{") + 3 :].partition("```")[0])
-    assert shown["fieldViolations"] == [
+    assert shown["field_violations"] == [
         {"field": violation.field, "description": violation.description} for violation in error.violations
     ]
 

@@ -39,7 +39,8 @@ ASKED: list[tuple[dict[str, Any], Any]] = [
 def servers(tmp_path_factory: pytest.TempPathFactory, authorities: Authorities) -> Iterator[dict[str, Any]]:
     """Where an open and a secured server are, and what the Python client gets from the open one."""
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
-    keys.write_text(f'[[keys]]\nsha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"\ntenant = "node"\n')
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(f'[[keys]]\nsha256 = "{digest}"\ntenant = "node"\nmax_concurrency = 1\n')
     tls = [f"--tls-cert={authorities.ours.good.cert}", f"--tls-key={authorities.ours.good.key}"]
     with (
         LocalServer(executor_flags=["--verify", "--num-kv-blocks=200"]) as server,

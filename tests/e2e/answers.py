@@ -175,8 +175,9 @@ def _hear_of_a_crowd(api: Api) -> None:
 
 
 def _hear_of_the_end(api: Api) -> None:
+    before = api.load().num_output_tokens
     left = api.stream("Generate", text="x", stop={"ignore_eos": True})
-    until(api, lambda load: load.num_running_requests > 0)
-    api.ask("Drain", timeout_seconds=0.1)
+    until(api, lambda load: load.num_output_tokens > before)
+    api.ask("Drain", timeout_seconds=0.01)
     api.finish(left)
     api.load()

@@ -8,13 +8,12 @@ from typing import Any
 import grpc
 import pytest
 from contract import Api, digest, refused
-from generate_cases import Case
+from generate_cases import VIRTUAL, Case
 
 from nanoserve_client.supervisor import LocalServer
 
 MAX_NUM_DECODE_STEPS = 8
 """Of a plan, by the executor's default."""
-VIRTUAL = ["--virtual", "--virtual-step-ms=5", "--virtual-vocab-size=768"]
 THINKING_TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
 {%- endfor -%}

@@ -2,7 +2,7 @@
 
 import { AdminService, InferenceService } from './contract.js';
 import { callMetadata, channelCredentials } from './credentials.js';
-import { ProtocolError, fromCall } from './errors.js';
+import { InvalidRequest, ProtocolError, fromCall } from './errors.js';
 import { toMessage } from './messages.js';
 
 export { ApiError, InvalidRequest, NanoserveError, ProtocolError } from './errors.js';
@@ -115,5 +115,7 @@ export class Client {
 
 /** @param {number | undefined} seconds */
 function deadline(seconds) {
-  return seconds === undefined ? {} : { deadline: Date.now() + seconds * 1000 };
+  if (seconds === undefined) return {};
+  if (!(seconds > 0)) throw new InvalidRequest('timeoutSeconds: must be a positive number');
+  return { deadline: Date.now() + seconds * 1000 };
 }

@@ -99,6 +99,13 @@ test('a deadline ends the call', async () => {
   await idle();
 });
 
+test('a timeout that is none is named', async () => {
+  for (const timeoutSeconds of [0, -1, NaN, 'soon']) {
+    await assert.rejects(client.getModel({ timeoutSeconds }), /^InvalidRequest: timeoutSeconds/);
+    await assert.rejects(collect(client.generate(ENDLESS, { timeoutSeconds })), /^InvalidRequest: timeoutSeconds/);
+  }
+});
+
 test('what the server refuses names the field', async () => {
   const refusals = [
     ['sampling.top_p', { text: 'x', sampling: { topP: 2 } }],
@@ -160,6 +167,21 @@ test('the key goes with every call, over TLS', async () => {
     stranger.close();
   }
   trusted.close();
+});
+
+test('a limit says when to come back', async () => {
+  const { apiKey, tlsCa } = secured;
+  const limited = new Client(secured.address, { apiKey, tlsCa });
+  for await (const { event } of limited.generate(ENDLESS)) {
+    if (event !== 'delta') continue;
+    await assert.rejects(collect(limited.generate({ text: 'x' })), (error) => {
+      assert.equal(error.code, 'RESOURCE_EXHAUSTED');
+      assert.ok(error.retryAfterSeconds > 0);
+      return true;
+    });
+    break;
+  }
+  limited.close();
 });
 
 test('a key does not leave this machine in the clear', () => {
