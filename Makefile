@@ -23,8 +23,9 @@ demo: $(INSTALLED)  ## Serve the shipped model and stream a dozen answers
 serve: $(INSTALLED)  ## Serve the shipped model on 127.0.0.1:50051
 	$(BIN)/nanoserve serve
 
-test: $(INSTALLED)  ## All tests that this machine can run
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## All tests that this machine can run: first those that start no services, one process a core
+	$(BIN)/python -m pytest -m "not e2e" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m e2e
 
 test-node: $(INSTALLED)  ## The Node client, where there are Node 20, npm and a registry
 	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
