@@ -30,6 +30,8 @@ from scheduler_svc.validation import check_names, check_token_ids, resolve_sampl
 # Detokenize takes as many ids as so many of the longest sequences have, but never more than the second.
 _MAX_DETOKENIZE_SEQUENCES = 16
 _MAX_DETOKENIZE_IDS = 1_000_000
+# Text takes microseconds a byte, on a thread of a few that all long prompts share.
+_MAX_TOKENIZE_BYTES = 1024 * 1024
 # More ids are checked and decoded in a thread, so that streams go on meanwhile.
 _MAX_IDS_ON_LOOP = 4096
 _log = structlog.get_logger()
@@ -68,8 +70,11 @@ class InferenceService(InferenceServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Token ids of a text or chat."""
         self._check_model(request.model)
-        if request.WhichOneof("prompt") == "text" and not request.text:
+        kind = request.WhichOneof("prompt")
+        if kind == "text" and not request.text:
             return pb.TokenizeResponse()
+        if kind is not None and request.ByteSize() > _MAX_TOKENIZE_BYTES:
+            raise InvalidRequest(kind, f"must come to {_MAX_TOKENIZE_BYTES} bytes at most")
         ids = await self._prompts.read(request, max_tokens=2**31, vocab_size=0)
         return pb.TokenizeResponse(token_ids=ids)
 

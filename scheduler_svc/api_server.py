@@ -6,8 +6,10 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from nanoserve.address import MAX_REQUEST_BYTES, SERVER_OPTIONS
+from nanoserve.decoding import CheckedServer
 from nanoserve.tls import ServerTls
 from nanoserve.v1 import admin_pb2, inference_pb2
 from nanoserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
@@ -52,15 +54,16 @@ class ApiServer:
         self._credentials = access.tls.credentials()
         interceptors = [KeyInterceptor(frontend)] if access.requires_keys else []
         self._server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
-        add_InferenceServiceServicer_to_server(InferenceService(model, frontend), self._server)
-        add_AdminServiceServicer_to_server(AdminService(frontend), self._server)
-        add_HealthServicer_to_server(self._health, self._server)
+        checked = CheckedServer(self._server)
+        add_InferenceServiceServicer_to_server(InferenceService(model, frontend), checked)
+        add_AdminServiceServicer_to_server(AdminService(frontend), checked)
+        add_HealthServicer_to_server(self._health, checked)
         names = (
             *_SERVICES,
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             reflection.SERVICE_NAME,
         )
-        reflection.enable_server_reflection(names, self._server)
+        add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), checked)
 
     async def start(self, address: str) -> int:
         """Listens, with health NOT_SERVING; returns the port. ValueError where it cannot listen."""
