@@ -141,21 +141,21 @@ def calls_with_flat_memory(
     """`make_calls`; behind a part of them the processes must not grow, in memory or open files."""
     num_warm = int(count * _WARM_SHARE)
     ends = make_calls(one, first, num_warm, num_threads=num_threads)
-    before = [_holdings(process) for process in processes]
+    before = [holdings(process.process.pid) for process in processes]
     if ONLY is None:
         ends += make_calls(one, first + num_warm, count - num_warm, num_threads=num_threads)
     for process, (num_bytes, num_files) in zip(processes, before, strict=True):
-        now_bytes, now_files = _holdings(process)
+        now_bytes, now_files = holdings(process.process.pid)
         print(f"{process.process.args[2]}: {num_bytes >> 20} to {now_bytes >> 20} MiB, {now_files} files")
         assert now_bytes - num_bytes < MAX_GROWTH_BYTES
         assert now_files - num_files < MAX_NEW_FILES
     return ends
 
 
-def _holdings(process: Process) -> tuple[int, int]:
+def holdings(process_id: int) -> tuple[int, int]:
     """Resident bytes and open files of a process and those that it has started."""
     num_bytes = num_files = 0
-    pids = [process.process.pid]
+    pids = [process_id]
     for pid in pids:  # which grows
         folder = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):  # one that has ended

@@ -148,7 +148,7 @@ class Fuzz:
             send_garbage(rng, address, method.path, messages[0] if messages else b"")
             return "garbage"
         path = method.path if rng.random() < 0.98 else method.path + "x"
-        most = 5.0 if method is API[0] else 0.3  # of the others some never end by themselves
+        most = 1.5 if method is API[0] else 0.2  # of the others some never end by themselves
         return call_raw(rng, channel, path, messages, rng.choice((0.001, 0.05, most, most, most)))[0]
 
 
