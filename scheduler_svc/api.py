@@ -25,6 +25,7 @@ from scheduler_svc.model import Model
 from scheduler_svc.output import Output
 from scheduler_svc.prompts import PromptReader
 from scheduler_svc.stream import RequestStream
+from scheduler_svc.tracing import RequestTracer
 from scheduler_svc.validation import check_names, check_token_ids, resolve_sampling, resolve_stops
 
 # Detokenize takes as many ids as so many of the longest sequences have, but never more than the second.
@@ -40,8 +41,9 @@ _log = structlog.get_logger()
 class InferenceService(InferenceServiceServicer):
     """Serves one model through a frontend."""
 
-    def __init__(self, model: Model, frontend: Frontend) -> None:
-        self._model, self._frontend = model, frontend
+    def __init__(self, model: Model, frontend: Frontend, tracer: RequestTracer | None = None) -> None:
+        """`tracer` None: no spans are made."""
+        self._model, self._frontend, self._tracer = model, frontend, tracer
         self._prompts = PromptReader(model.tokenizer)
 
     @handler
@@ -65,6 +67,8 @@ class InferenceService(InferenceServiceServicer):
         finally:
             self._frontend.leave(key)
             _log_request(stream)
+            if self._tracer is not None:
+                self._tracer.record(stream, core_request, context.invocation_metadata(), caller_tenant())
 
     @handler
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
@@ -179,7 +183,6 @@ def _sampling_message(sampling: Sampling) -> pb.SamplingParams:
 
 def _log_request(stream: RequestStream) -> None:
     """The canonical line of a request, at its end."""
-    reasons = [output.finished.reason.value if output.finished else "cancelled" for output in stream.outputs]
     _log.info(
         "request",
         request_id=stream.request_id,
@@ -188,7 +191,7 @@ def _log_request(stream: RequestStream) -> None:
         num_cached_tokens=stream.num_cached_tokens,
         num_output_tokens=stream.num_output_tokens,
         num_preemptions=stream.num_preemptions,
-        finish_reasons=reasons,
+        finish_reasons=stream.finish_reasons,
         problem=stream.problem.description if stream.problem is not None else None,
         queue_seconds=round(stream.queue_seconds, 6),
         first_token_seconds=round(stream.first_token_seconds, 6),

@@ -20,6 +20,7 @@ from scheduler_svc.callers import KeyInterceptor
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.health import HealthService
 from scheduler_svc.model import Model
+from scheduler_svc.tracing import RequestTracer
 
 # How long slow readers may take, after the last request has ended, to read what is theirs.
 READ_OUT_SECONDS = 5.0
@@ -42,7 +43,15 @@ class ApiAccess:
 class ApiServer:
     """`start`, then `set_serving` as often as that changes, then `stop`."""
 
-    def __init__(self, model: Model, frontend: Frontend, access: ApiAccess, *, shares_port: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        frontend: Frontend,
+        access: ApiAccess,
+        tracer: RequestTracer | None,
+        *,
+        shares_port: bool,
+    ) -> None:
         """`shares_port` says whether other servers, of the same scheduler, listen at the same port.
 
         ValueError, naming a flag, where the files of `access` are no good.
@@ -50,12 +59,12 @@ class ApiServer:
         options = dict(SERVER_OPTIONS)
         options["grpc.so_reuseport"] = int(shares_port)
         options["grpc.max_receive_message_length"] = MAX_REQUEST_BYTES
-        self._health = HealthService(_SERVICES)
+        self._health, self._tracer = HealthService(_SERVICES), tracer
         self._credentials = access.tls.credentials()
         interceptors = [KeyInterceptor(frontend)] if access.requires_keys else []
         self._server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
         checked = CheckedServer(self._server)
-        add_InferenceServiceServicer_to_server(InferenceService(model, frontend), checked)
+        add_InferenceServiceServicer_to_server(InferenceService(model, frontend, tracer), checked)
         add_AdminServiceServicer_to_server(AdminService(frontend), checked)
         add_HealthServicer_to_server(self._health, checked)
         names = (
@@ -85,3 +94,5 @@ class ApiServer:
         """Stops; calls get the grace to end, which those that watch health do at once."""
         self._health.end()
         await self._server.stop(grace_seconds)
+        if self._tracer is not None:
+            await self._tracer.close()

@@ -254,6 +254,8 @@ class StepBatch:
     started: tuple[Started, ...] = ()
     tokens: TokenBatch | None = None
     ended: tuple[Ended | Failed, ...] = ()
+    step_id: int = 0
+    """Of the step that plans the starts or has brought the tokens; 0 where it is of none."""
 
 
 @dataclass(frozen=True, slots=True)
