@@ -293,6 +293,7 @@ class LoadReply:
     num_free_blocks: int = 0
     num_cached_blocks: int = 0
     num_held_blocks: int = 0
+    num_shared_blocks: int = 0
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0
