@@ -12,6 +12,7 @@ from fuzzing import NUM_CALLS, call_raw, calls_with_flat_memory, strictly
 from wild import disturb, garble, wild_message
 
 from nanoserve.address import CHANNEL_OPTIONS
+from nanoserve.arrays import pack_int32, unpack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 
@@ -55,6 +56,18 @@ def extreme_sampling(rng: random.Random) -> pb.RowSampling:
     )
 
 
+def add_masks(rng: random.Random, plan: pb.StepPlan, vocab_size: int) -> None:
+    """Masks in all forms, for rows that sample; each leaves one token or more."""
+    if plan.num_decode_steps > 1:
+        return
+    sampling = [*unpack_int32(plan.decode_rows).tolist(), *(p.row for p in plan.prefills if p.samples)]
+    for row in rng.sample(sampling, rng.randrange(len(sampling) + 1)):
+        some = pack_int32(rng.choices(range(vocab_size), k=rng.choice((1, 3, vocab_size // 2))))
+        bits = rng.choice((b"\xff" * (vocab_size // 8), b"\x01".ljust(vocab_size // 8, b"\0")))
+        form = rng.choice(({"allowed_ids": some}, {"forbidden_ids": some}, {"allowed_bits": bits}))
+        plan.masks.add(row=row, **form)
+
+
 class PlanFuzz:
     """Sessions with one executor; only one at a time is a good scheduler's."""
 
@@ -62,6 +75,7 @@ class PlanFuzz:
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.insecure_channel(address, options=options)
         self._stub = ExecutorServiceStub(self._channel)
+        self._vocab_size = self._stub.Describe(pb.DescribeRequest(), timeout=20).description.vocab_size
         self._one_at_a_time = threading.Lock()
         self._expected: list[bytes] | None = None
 
@@ -87,6 +101,9 @@ class PlanFuzz:
         for start in (start for plan in plans for start in plan.starts):
             if rng.random() < 0.7:
                 start.sampling.CopyFrom(extreme_sampling(rng))
+        for plan in plans:
+            if rng.random() < 0.3:
+                add_masks(rng, plan, self._vocab_size)
         is_wrong = rng.random() < 0.8
         if is_wrong:
             plan = rng.choice(plans)
@@ -102,8 +119,13 @@ class PlanFuzz:
         errors = {result.error.code for result in results if result.status == pb.STEP_STATUS_FAILED}
         assert errors <= ALLOWED_ERRORS, [result.error for result in results if result.error.code in errors]
         assert is_wrong or not errors, "a good plan was refused"
-        assert not any(result.row_statuses for result in results), "a row failed"
-        assert all(math.isfinite(entry.token_logprob) for result in results for entry in result.logprobs)
+        statuses = {status for result in results for status in unpack_int32(result.row_statuses).tolist()}
+        # A wild mask may allow no token; good ones do.
+        fine = {pb.ROW_STATUS_OK, pb.ROW_STATUS_NO_TOKEN_ALLOWED} if is_wrong else {pb.ROW_STATUS_OK}
+        assert statuses <= fine, "a row failed"
+        if pb.ROW_STATUS_NO_TOKEN_ALLOWED not in statuses:
+            logprobs = [entry.token_logprob for result in results for entry in result.logprobs]
+            assert all(map(math.isfinite, logprobs))
         return "refused" if errors else "taken"
 
     def _run(self, messages: list[pb.ExecuteRequest]) -> list[pb.StepResult]:
@@ -118,12 +140,14 @@ class PlanFuzz:
                 assert answered.acquire(timeout=20)
                 yield message
 
-        call = self._stub.Execute(requests(), timeout=20)
-        for response in call:
-            if response.WhichOneof("response") == "result":
-                results.append(response.result)
-                if response.result.last:
-                    answered.release()
+        try:
+            for response in self._stub.Execute(requests(), timeout=20):
+                if response.WhichOneof("response") == "result":
+                    results.append(response.result)
+                    if response.result.last:
+                        answered.release()
+        finally:
+            answered.release(len(messages))  # what is left goes nowhere
         return results
 
     def _end(self, messages: list[pb.ExecuteRequest]) -> str:
