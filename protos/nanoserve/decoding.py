@@ -1,4 +1,4 @@
-"""Messages that are none: gRPC would end their calls INTERNAL or UNKNOWN, with a stack in the log for each."""
+"""Messages that are none, or mostly none, refused: gRPC ends such calls INTERNAL or UNKNOWN, and logs a stack."""
 
 import functools
 import inspect
@@ -12,6 +12,10 @@ from google.protobuf.message import DecodeError
 # What the decoders of single requests return for bytes that are no message; None means something to gRPC.
 _NO_MESSAGE = object()
 _REASON = "the message cannot be read as what the method takes"
+# gRPC keeps the bytes of a request until its call ends, so that they must not be more than what is checked in them. A
+# list of numbers that is not packed takes twice the bytes.
+_MAX_STUFFING_BYTES = 64 * 1024
+_MAX_EXPANSION = 3
 
 
 class CheckedServer:
@@ -49,11 +53,18 @@ class CheckedServer:
 def _decoder(decode: Callable[[bytes], Any], instead: Any) -> Callable[[bytes], Any]:
     def decode_or_not(data: bytes) -> Any:
         try:
-            return decode(data)
+            message = decode(data)
         except DecodeError:
             return instead
+        return instead if len(data) > _MAX_STUFFING_BYTES and _is_stuffed(message, len(data)) else message
 
     return decode_or_not
+
+
+def _is_stuffed(message: Any, num_bytes: int) -> bool:
+    """Whether most of it is fields that its type has not, or that it has again: nothing that a limit would see."""
+    message.DiscardUnknownFields()
+    return bool(num_bytes > _MAX_STUFFING_BYTES + _MAX_EXPANSION * message.ByteSize())
 
 
 def _guarded(behaviour: Callable[..., Any]) -> Callable[..., Any]:
