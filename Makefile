@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-node lint protos bench bench-scheduler bench-gpu check-gpu serve clean
+.PHONY: demo test fuzz test-node lint protos bench bench-scheduler bench-gpu check-gpu serve clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ test-node: $(INSTALLED)  ## The Node client, where there are Node 20, npm and a 
 	  echo "test-node skipped: npm reaches no registry"; \
 	else (cd client/node && npm ci --ignore-scripts --no-audit --no-fund) \
 	  && $(BIN)/python -m pytest tests/client/test_node_client.py; fi
+
+fuzz: $(INSTALLED)  ## 10,000 wild calls of both services; docs/security.md says what must hold
+	FUZZ_CALLS=10000 $(BIN)/python -m pytest -s tests/e2e/test_fuzzed_api.py tests/executor_svc/test_fuzzed_plans.py
 
 lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 	$(BIN)/ruff check .

@@ -239,10 +239,12 @@ def _penalise(scores: torch.Tensor, penalised: NDArray[np.intp], state: BatchSta
     chosen, device_rows = state.upload(penalised), state.upload(rows[penalised])
     values = scores[chosen]
     repetition = state.params.repetition_penalty[device_rows, None]
-    # A tiny penalty may overflow; the likeliest finite value stands for it, as infinity would break the softmax.
-    repeated = torch.where(values > 0, values / repetition, values * repetition)
-    repeated = repeated.clamp_(max=torch.finfo(torch.float32).max)
-    values = torch.where(state.counts.seen[device_rows], repeated, values)
+    # A tiny or a huge penalty may overflow; the last finite value stands for it: infinity would break the softmax, and
+    # less than that would forbid a token that no mask forbids.
+    most = torch.finfo(torch.float32).max
+    repeated = torch.where(values > 0, values / repetition, values * repetition).clamp_(-most, most)
+    penalisable = state.counts.seen[device_rows] & (values != -torch.inf)
+    values = torch.where(penalisable, repeated, values)
     counts = state.counts.output[device_rows]
     values = values - state.params.frequency_penalty[device_rows, None] * counts
     values = values - state.params.presence_penalty[device_rows, None] * (counts > 0)

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from executor_svc import wire
 from executor_svc.profile.profiler import Profiler, ProfileRefused, Profiling, StepsGoOn
@@ -30,6 +31,7 @@ from executor_svc.session_manager import SessionManager
 from executor_svc.wire import Identity
 from nanoserve.address import SERVER_OPTIONS, bound_address
 from nanoserve.bearer import SecretInterceptor
+from nanoserve.decoding import CheckedServer
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1 import executor_pb2_grpc
 from nanoserve.listening import BoundSocket, check_free
@@ -40,6 +42,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
 # threads that these may not take are left to Describe and health.
 _NUM_THREADS = 32
+_NUM_HEALTH_THREADS = 16
 _MAX_STREAMS = 16
 # How long a stream may keep its thread without saying what it wants.
 _OPENING_SECONDS = 10.0
@@ -218,6 +221,8 @@ class ExecutorServer:
         credentials = None if tls is None else tls.credentials()
         check_free(listen)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="executor-rpc")
+        # Health asks for no secret: who calls it and then says nothing keeps other probes waiting, and no scheduler.
+        self._health_threads = ThreadPoolExecutor(_NUM_HEALTH_THREADS, thread_name_prefix="executor-health")
         interceptors: list[grpc.ServerInterceptor] = [] if secret is None else [SecretInterceptor(secret)]
         self._server = grpc.server(self._threads, interceptors=interceptors, options=SERVER_OPTIONS)
         try:
@@ -237,10 +242,13 @@ class ExecutorServer:
     def start(self, runner: StepRunner, identity: Identity, profiling: Profiling | None = None) -> None:
         """Serves the runner, which must be ready; health is SERVING from now on."""
         self._service = ExecutorService(runner, identity, profiling)
-        executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        checked = CheckedServer(self._server)
+        executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._service, checked)
+        health_pb2_grpc.add_HealthServicer_to_server(
+            self._health, CheckedServer(self._server, self._health_threads)
+        )
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), checked)
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
@@ -266,5 +274,6 @@ class ExecutorServer:
         if self._service is not None:
             self._service.close()
         self._threads.shutdown()
+        self._health_threads.shutdown()
         self._socket_file.remove()
         self._stopped.set()

@@ -25,11 +25,14 @@ from scheduler_svc.model import Model
 from scheduler_svc.output import Output
 from scheduler_svc.prompts import PromptReader
 from scheduler_svc.stream import RequestStream
+from scheduler_svc.tracing import RequestTracer
 from scheduler_svc.validation import check_names, check_token_ids, resolve_sampling, resolve_stops
 
 # Detokenize takes as many ids as so many of the longest sequences have, but never more than the second.
 _MAX_DETOKENIZE_SEQUENCES = 16
 _MAX_DETOKENIZE_IDS = 1_000_000
+# Text takes microseconds a byte, on a thread of a few that all long prompts share.
+_MAX_TOKENIZE_BYTES = 1024 * 1024
 # More ids are checked and decoded in a thread, so that streams go on meanwhile.
 _MAX_IDS_ON_LOOP = 4096
 _log = structlog.get_logger()
@@ -38,8 +41,9 @@ _log = structlog.get_logger()
 class InferenceService(InferenceServiceServicer):
     """Serves one model through a frontend."""
 
-    def __init__(self, model: Model, frontend: Frontend) -> None:
-        self._model, self._frontend = model, frontend
+    def __init__(self, model: Model, frontend: Frontend, tracer: RequestTracer | None = None) -> None:
+        """`tracer` None: no spans are made."""
+        self._model, self._frontend, self._tracer = model, frontend, tracer
         self._prompts = PromptReader(model.tokenizer)
 
     @handler
@@ -63,13 +67,18 @@ class InferenceService(InferenceServiceServicer):
         finally:
             self._frontend.leave(key)
             _log_request(stream)
+            if self._tracer is not None:
+                self._tracer.record(stream, core_request, context.invocation_metadata(), caller_tenant())
 
     @handler
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
         """Token ids of a text or chat."""
         self._check_model(request.model)
-        if request.WhichOneof("prompt") == "text" and not request.text:
+        kind = request.WhichOneof("prompt")
+        if kind == "text" and not request.text:
             return pb.TokenizeResponse()
+        if kind is not None and request.ByteSize() > _MAX_TOKENIZE_BYTES:
+            raise InvalidRequest(kind, f"must come to {_MAX_TOKENIZE_BYTES} bytes at most")
         ids = await self._prompts.read(request, max_tokens=2**31, vocab_size=0)
         return pb.TokenizeResponse(token_ids=ids)
 
@@ -174,7 +183,6 @@ def _sampling_message(sampling: Sampling) -> pb.SamplingParams:
 
 def _log_request(stream: RequestStream) -> None:
     """The canonical line of a request, at its end."""
-    reasons = [output.finished.reason.value if output.finished else "cancelled" for output in stream.outputs]
     _log.info(
         "request",
         request_id=stream.request_id,
@@ -183,7 +191,7 @@ def _log_request(stream: RequestStream) -> None:
         num_cached_tokens=stream.num_cached_tokens,
         num_output_tokens=stream.num_output_tokens,
         num_preemptions=stream.num_preemptions,
-        finish_reasons=reasons,
+        finish_reasons=stream.finish_reasons,
         problem=stream.problem.description if stream.problem is not None else None,
         queue_seconds=round(stream.queue_seconds, 6),
         first_token_seconds=round(stream.first_token_seconds, 6),

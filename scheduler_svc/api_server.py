@@ -6,8 +6,10 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from nanoserve.address import MAX_REQUEST_BYTES, SERVER_OPTIONS
+from nanoserve.decoding import CheckedServer
 from nanoserve.tls import ServerTls
 from nanoserve.v1 import admin_pb2, inference_pb2
 from nanoserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
@@ -18,6 +20,7 @@ from scheduler_svc.callers import KeyInterceptor
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.health import HealthService
 from scheduler_svc.model import Model
+from scheduler_svc.tracing import RequestTracer
 
 # How long slow readers may take, after the last request has ended, to read what is theirs.
 READ_OUT_SECONDS = 5.0
@@ -40,7 +43,15 @@ class ApiAccess:
 class ApiServer:
     """`start`, then `set_serving` as often as that changes, then `stop`."""
 
-    def __init__(self, model: Model, frontend: Frontend, access: ApiAccess, *, shares_port: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        frontend: Frontend,
+        access: ApiAccess,
+        tracer: RequestTracer | None,
+        *,
+        shares_port: bool,
+    ) -> None:
         """`shares_port` says whether other servers, of the same scheduler, listen at the same port.
 
         ValueError, naming a flag, where the files of `access` are no good.
@@ -48,19 +59,20 @@ class ApiServer:
         options = dict(SERVER_OPTIONS)
         options["grpc.so_reuseport"] = int(shares_port)
         options["grpc.max_receive_message_length"] = MAX_REQUEST_BYTES
-        self._health = HealthService(_SERVICES)
+        self._health, self._tracer = HealthService(_SERVICES), tracer
         self._credentials = access.tls.credentials()
         interceptors = [KeyInterceptor(frontend)] if access.requires_keys else []
         self._server = grpc.aio.server(interceptors=interceptors, options=list(options.items()))
-        add_InferenceServiceServicer_to_server(InferenceService(model, frontend), self._server)
-        add_AdminServiceServicer_to_server(AdminService(frontend), self._server)
-        add_HealthServicer_to_server(self._health, self._server)
+        checked = CheckedServer(self._server)
+        add_InferenceServiceServicer_to_server(InferenceService(model, frontend, tracer), checked)
+        add_AdminServiceServicer_to_server(AdminService(frontend), checked)
+        add_HealthServicer_to_server(self._health, checked)
         names = (
             *_SERVICES,
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             reflection.SERVICE_NAME,
         )
-        reflection.enable_server_reflection(names, self._server)
+        add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), checked)
 
     async def start(self, address: str) -> int:
         """Listens, with health NOT_SERVING; returns the port. ValueError where it cannot listen."""
@@ -82,3 +94,5 @@ class ApiServer:
         """Stops; calls get the grace to end, which those that watch health do at once."""
         self._health.end()
         await self._server.stop(grace_seconds)
+        if self._tracer is not None:
+            await self._tracer.close()

@@ -25,6 +25,7 @@ from scheduler_svc.collector import settle_collector
 from scheduler_svc.frame_connection import FrameConnection
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.model import Model, load_model
+from scheduler_svc.tracing import RequestTracer, open_tracer
 from scheduler_svc.worker_commands import decode_frame, encode_command
 from scheduler_svc.worker_events import decode_event
 
@@ -43,11 +44,18 @@ class EngineConnection:
         self._commands: list[msg.Command] = []
         self._server: ApiServer | None = None
 
-    async def serve(self, sock: socket.socket, model: Model, address: str, access: ApiAccess) -> None:
+    async def serve(
+        self,
+        sock: socket.socket,
+        model: Model,
+        address: str,
+        access: ApiAccess,
+        tracer: RequestTracer | None = None,
+    ) -> None:
         """Serves until the engine stops, then until the streams are read. ValueError where it cannot listen."""
         self.lost.add_done_callback(_die)
         await self._connection.open(sock)
-        self._server = ApiServer(model, self.frontend, access, shares_port=True)
+        self._server = ApiServer(model, self.frontend, access, tracer, shares_port=True)
         await self._server.start(address)
         settle_collector()
         self._connection.send(pb.WorkerFrame(listening=True).SerializeToString())
@@ -98,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(name, required=True)
     for name in ("--index", "--fd"):
         parser.add_argument(name, type=int, required=True)
-    for name in ("--tls-cert", "--tls-key", "--tls-client-ca"):
+    for name in ("--tls-cert", "--tls-key", "--tls-client-ca", "--otlp-traces-endpoint"):
         parser.add_argument(name)
     parser.add_argument("--requires-keys", action="store_true")
     arguments = parser.parse_args(argv)
@@ -110,15 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_model(Path(arguments.model), arguments.name)
         tls = ServerTls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
         access = ApiAccess(tls, arguments.requires_keys)
-        asyncio.run(_serve(socket.socket(fileno=arguments.fd), model, arguments.listen, access))
+        tracer = open_tracer(arguments.otlp_traces_endpoint, model.name)
+        asyncio.run(_serve(socket.socket(fileno=arguments.fd), model, arguments.listen, access, tracer))
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-scheduler: error: worker {arguments.index}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(sock: socket.socket, model: Model, address: str, access: ApiAccess) -> None:
-    await EngineConnection().serve(sock, model, address, access)
+async def _serve(
+    sock: socket.socket, model: Model, address: str, access: ApiAccess, tracer: RequestTracer | None
+) -> None:
+    await EngineConnection().serve(sock, model, address, access, tracer)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,8 @@ class SchedulerConfig(SchedulingFlags):
     """Where to write every session, plan and result; None: nowhere."""
     metrics_listen: str | None = None
     """Where Prometheus may read metrics over HTTP, host:port; None: nowhere."""
+    otlp_traces_endpoint: str | None = None
+    """The collector that gets spans of requests, "http://host:port" or "https://host:port"; None: none are made."""
     api_workers: int = 0
     """Processes that serve the API; 0: the scheduler's own process does."""
     log_level: str = "info"
@@ -64,6 +67,9 @@ class SchedulerConfig(SchedulingFlags):
             check_address("--metrics-listen", self.metrics_listen)
             if self.metrics_listen.startswith("unix:"):
                 raise ValueError("--metrics-listen: must be host:port")
+        endpoint = self.otlp_traces_endpoint
+        is_url = endpoint is None or re.fullmatch(r"https?://[^/\s]+/?", endpoint) is not None
+        require("otlp_traces_endpoint", is_url, "must be http://host:port or https://host:port", self)
         require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""
         require("served_model_name", named, "must not be empty", self)
@@ -101,6 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "record", "write every session, plan and result to this file", metavar="F")
     metrics = "serve metrics to Prometheus over HTTP at host:port (default: nowhere)"
     _add(parser, "metrics_listen", metrics, metavar="ADDR")
+    traces = "send spans of requests to this OpenTelemetry collector, http(s)://host:port (default: nowhere)"
+    _add(parser, "otlp_traces_endpoint", traces, metavar="URL")
     levels = f"{{{','.join(_LOG_LEVELS)}}}"
     _add(parser, "log_level", "least severe log lines to write", metavar=levels)
     add_security_flags(partial(_add, parser.add_argument_group("security", "docs/security.md says more")))

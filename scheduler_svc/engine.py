@@ -344,14 +344,14 @@ class Engine:
             spans.sent(plan.step_id, now)
         self._sent.append(_Sent(plan.step_id, now, now - began))
         if plan.starts:
-            self._note_starts(plan.starts, now)
+            self._note_starts(plan.starts, plan.step_id, now)
         return True
 
     def _num_decode_steps(self) -> int:
         """Decode steps a plan: as many as keep all plans in flight within --max-plan-ms, which arrivals wait for."""
         return decode_steps_within(self._max_plan_ms, self._config.pipeline_depth, self._times.device_ms())
 
-    def _note_starts(self, starts: list[SequenceStart], now: float) -> None:
+    def _note_starts(self, starts: list[SequenceStart], step_id: int, now: float) -> None:
         started = []
         for start in starts:
             request = self._live.start(start.sequence_id, start.num_preemptions)
@@ -359,7 +359,7 @@ class Engine:
                 self._admission.add_start(now)
                 started.append(msg.Started(request.key, start.num_computed_tokens))
         if started:
-            self._publish(StepBatch(now, started=tuple(started)))
+            self._publish(StepBatch(now, started=tuple(started), step_id=step_id))
 
     def _take_result(self, report: StepReport) -> None:
         if self._core is None or not self._epoch:
@@ -407,7 +407,8 @@ class Engine:
             elif (end := self._live.end_sequence(sequence_id)) is not None:
                 ended.append(end)
         if len(outputs.sequence_ids) or outputs.prompt_slices:
-            self._publish(StepBatch(now, tokens=token_batch(outputs, report), ended=tuple(ended)))
+            tokens, step_id = token_batch(outputs, report), report.result.step_id
+            self._publish(StepBatch(now, tokens=tokens, ended=tuple(ended), step_id=step_id))
         for sequence_id, reason in failed:
             self._fail_sequence(sequence_id, reason)
 

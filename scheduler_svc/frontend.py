@@ -201,9 +201,9 @@ class Frontend:
     def _take_batch(self, batch: msg.StepBatch) -> None:
         for started in batch.started:
             if (live := self._live.get(started.key)) is not None:
-                live.stream.start(started.num_cached_tokens, batch.time)
+                live.stream.start(started.num_cached_tokens, batch.time, batch.step_id)
         if batch.tokens is not None:
-            self._take_tokens(batch.tokens, batch.time)
+            self._take_tokens(batch.tokens, batch.time, batch.step_id)
         for end in batch.ended:
             live = self._forget(end.key)
             if live is not None and isinstance(end, msg.Failed):
@@ -211,7 +211,7 @@ class Frontend:
             elif live is not None and isinstance(end, msg.Ended):
                 live.stream.end(end.num_preemptions, batch.time)
 
-    def _take_tokens(self, tokens: msg.TokenBatch, time: float) -> None:
+    def _take_tokens(self, tokens: msg.TokenBatch, time: float, step_id: int) -> None:
         for sequence_id, piece in tokens.prompt_logprobs:
             if (entry := self._sequences.get(sequence_id)) is not None:
                 entry[0].stream.add_prompt_logprobs(piece)
@@ -226,7 +226,7 @@ class Frontend:
             self._num_told += 1
             try:
                 stopped = live.stream.add_token(
-                    index, token_id, _FINISHES[finish], tokens.logprobs.get(column), time
+                    index, token_id, _FINISHES[finish], tokens.logprobs.get(column), time, step_id
                 )
             except Exception:
                 # A bug shows in one stream; the others must not stop with it.

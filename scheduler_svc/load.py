@@ -58,6 +58,7 @@ def load_reply(key: int, stats: Stats | None, times: StepTimes, *, epoch: int, d
         num_free_blocks=stats.num_free_blocks,
         num_cached_blocks=stats.num_cached_blocks,
         num_held_blocks=stats.num_held_blocks,
+        num_shared_blocks=stats.num_shared_blocks,
         num_preemptions=stats.num_preemptions,
         num_prefix_query_tokens=stats.num_prefix_query_tokens,
         num_prefix_hit_tokens=stats.num_prefix_hit_tokens,

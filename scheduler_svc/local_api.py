@@ -9,18 +9,24 @@ from scheduler_svc import messages as msg
 from scheduler_svc.api_server import READ_OUT_SECONDS, ApiAccess, ApiServer
 from scheduler_svc.frontend import Frontend, cancel_task
 from scheduler_svc.model import Model
+from scheduler_svc.tracing import RequestTracer
 
 
 class LocalApi:
     """One server beside the engine. See Api in server.py."""
 
     def __init__(
-        self, address: str, model: Model, access: ApiAccess, send: Callable[[msg.Command], None]
+        self,
+        address: str,
+        model: Model,
+        access: ApiAccess,
+        send: Callable[[msg.Command], None],
+        tracer: RequestTracer | None = None,
     ) -> None:
         self.serving = asyncio.Event()
         self.frontend = Frontend(send, self._on_serving)
         self._address = address
-        self._server = ApiServer(model, self.frontend, access, shares_port=False)
+        self._server = ApiServer(model, self.frontend, access, tracer, shares_port=False)
         self._task: asyncio.Task[None] | None = None
         self._socket: BoundSocket | None = None
 

@@ -254,6 +254,8 @@ class StepBatch:
     started: tuple[Started, ...] = ()
     tokens: TokenBatch | None = None
     ended: tuple[Ended | Failed, ...] = ()
+    step_id: int = 0
+    """Of the step that plans the starts or has brought the tokens; 0 where it is of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +293,7 @@ class LoadReply:
     num_free_blocks: int = 0
     num_cached_blocks: int = 0
     num_held_blocks: int = 0
+    num_shared_blocks: int = 0
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0

@@ -123,6 +123,7 @@ class MetricsServer:
         yield self._by_label("nanoserve:requests_refused", "Requests refused", "code", seen.refused)
         blocks = {state: getattr(load, f"num_{state}_blocks") for state in _BLOCK_STATES}
         yield self._by_label("nanoserve:kv_blocks", "KV blocks", "state", blocks, is_counter=False)
+        yield self._gauge("nanoserve:kv_blocks_shared", "Held by several sequences", load.num_shared_blocks)
         yield self._counter("nanoserve:steps", "Forward passes", load.num_steps)
         yield self._by_label("nanoserve:step_seconds", "Where their time went", "part", _parts(load))
         yield self._gauge("nanoserve:plans_in_flight", "Plans sent, not answered", load.num_plans_in_flight)

@@ -26,6 +26,7 @@ from scheduler_svc.metrics_server import MetricsServer
 from scheduler_svc.model import Model
 from scheduler_svc.profiler import Profiler
 from scheduler_svc.security_flags import server_tls
+from scheduler_svc.tracing import check_tracing, open_tracer
 from scheduler_svc.worker_pool import WorkerFlags, WorkerPool
 
 _log = structlog.get_logger()
@@ -79,10 +80,13 @@ class SchedulerServer:
         access = ApiAccess(server_tls(config), requires_keys=config.api_key_file is not None)
         if config.api_workers:
             access.tls.credentials()  # what is wrong with its files is told once, and not by each worker
-            flags = WorkerFlags(model.folder, model.name, config.log_level, access)
+            endpoint = config.otlp_traces_endpoint
+            check_tracing(endpoint)  # likewise
+            flags = WorkerFlags(model.folder, model.name, config.log_level, access, endpoint)
             self.api = WorkerPool(config.listen, config.api_workers, flags, submit)
         else:
-            self.api = LocalApi(config.listen, model, access, submit)
+            tracer = open_tracer(config.otlp_traces_endpoint, model.name)
+            self.api = LocalApi(config.listen, model, access, submit, tracer)
         self._guides: Guides | None = None
         if is_available():
             grammars = GrammarStore(model.tokenizer.to_json, model.eos_token_ids)

@@ -42,11 +42,13 @@ class RequestStream:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.queue_seconds = self.first_token_seconds = self.total_seconds = 0.0
+        self.first_step_id = self.last_step_id = 0
+        """Of the steps, within their sessions, that began the first output and brought the last token."""
         self.problem: Problem | None = None
         self.is_complete = False
         """Whether the last message was made."""
         self._prompt_token_ids = prompt_token_ids
-        self._seed, self._prompt_digest, self._arrival = seed, prompt_digest, arrival
+        self._seed, self._prompt_digest, self.arrival = seed, prompt_digest, arrival
         self._wake = asyncio.Event()
         self._seq = 0
         self._is_started = self._is_over = False
@@ -56,24 +58,32 @@ class RequestStream:
 
     # From the engine
 
-    def start(self, num_cached_tokens: int, time: float) -> None:
-        """The first tokens are planned."""
-        self.num_cached_tokens, self.queue_seconds = num_cached_tokens, time - self._arrival
+    def start(self, num_cached_tokens: int, time: float, step_id: int = 0) -> None:
+        """The first tokens are planned, in that step."""
+        self.num_cached_tokens, self.queue_seconds = num_cached_tokens, time - self.arrival
+        self.first_step_id = step_id
         self._is_started = True
         self._wake.set()
 
     def add_token(
-        self, index: int, token_id: int, finish: Finish, logprobs: TokenLogprobs | None, time: float
+        self,
+        index: int,
+        token_id: int,
+        finish: Finish,
+        logprobs: TokenLogprobs | None,
+        time: float,
+        step_id: int = 0,
     ) -> bool:
-        """Takes in a token; True where it completed a stop string, so that the engine has to be told."""
+        """Takes in a token of a step; True where it completed a stop string, so that the engine has to be told."""
         output = self.outputs[index]
         if output.finished is not None:
             return False
         output.push(token_id, finish, logprobs)
         if not self.first_token_seconds:
-            self.first_token_seconds = time - self._arrival
+            self.first_token_seconds = time - self.arrival
+        self.last_step_id = step_id
         if output.finished is not None:
-            self.total_seconds = time - self._arrival
+            self.total_seconds = time - self.arrival
         if output.has_ready or output.finished is not None:
             self._speaking[index] = None
             self._wake.set()
@@ -90,7 +100,7 @@ class RequestStream:
         for index, output in enumerate(self.outputs):
             if output.finished is None:
                 output.give_up()
-                self.total_seconds = time - self._arrival
+                self.total_seconds = time - self.arrival
                 self._speaking[index] = None
         self._is_over = True
         self._wake.set()
@@ -117,6 +127,11 @@ class RequestStream:
     def num_output_tokens(self) -> int:
         """Tokens of all outputs."""
         return sum(output.num_tokens for output in self.outputs)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Of each output, as logs have it: "cancelled" where nobody waited for its end."""
+        return [output.finished.reason.value if output.finished else "cancelled" for output in self.outputs]
 
     def _compose(self) -> pb.GenerateResponse | None:
         """The next message, of whatever is ready; None where nothing is."""

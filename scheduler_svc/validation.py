@@ -14,6 +14,8 @@ from scheduler_svc.stop_strings import StopPattern
 
 MAX_ALTERNATIVES = 20
 _MAX_REQUEST_ID_CHARACTERS = 256
+# Each block of a cached prefix keeps the salt that it was computed with.
+_MAX_CACHE_SALT_CHARACTERS = 256
 _MAX_OUTPUTS = 128
 _MAX_LOGIT_BIASES = 1024
 _MAX_STOP_STRINGS = 16
@@ -35,6 +37,8 @@ def check_names(request: pb.GenerateRequest) -> None:
     """Checks what is neither prompt nor parameter."""
     if len(request.request_id) > _MAX_REQUEST_ID_CHARACTERS:
         raise InvalidRequest("request_id", f"must have at most {_MAX_REQUEST_ID_CHARACTERS} characters")
+    if len(request.cache_salt) > _MAX_CACHE_SALT_CHARACTERS:
+        raise InvalidRequest("cache_salt", f"must have at most {_MAX_CACHE_SALT_CHARACTERS} characters")
     if request.HasField("resume"):
         raise NotServed("resume")
 

@@ -141,7 +141,7 @@ def _times(message: Any, kind: type[Any]) -> Any:
 
 def _encode_step(message: pb.StepBatch, batch: msg.StepBatch, key_of: Callable[[int], int]) -> None:
     # Filled in place: there is one each step, and a message given to another is copied.
-    message.time = batch.time
+    message.time, message.step_id = batch.time, batch.step_id
     if batch.tokens is not None:
         _encode_tokens(message.tokens, batch.tokens)
     for started in batch.started:
@@ -164,6 +164,7 @@ def _decode_step(message: pb.StepBatch) -> msg.StepBatch:
             else msg.Ended(end.key, end.num_preemptions)
             for end in message.ended
         ),
+        message.step_id,
     )
 
 

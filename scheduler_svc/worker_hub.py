@@ -168,7 +168,7 @@ class WorkerHub:
             if part.started and (worker := self._workers.get(number)) is not None:
                 worker.events.append(_frame(replace(part, ended=())))
         if step.tokens is not None:
-            tokens = _frame(msg.StepBatch(step.time, tokens=step.tokens))
+            tokens = _frame(msg.StepBatch(step.time, tokens=step.tokens, step_id=step.step_id))
             for worker in self._workers.values():
                 if worker.live:
                     worker.events.append(tokens)

@@ -33,6 +33,6 @@ def starts_and_ends(batch: StepBatch) -> dict[int, StepBatch]:
     for end in batch.ended:
         ended[worker_number(end.key)].append(end)
     return {
-        number: StepBatch(batch.time, tuple(started[number]), None, tuple(ended[number]))
+        number: StepBatch(batch.time, tuple(started[number]), None, tuple(ended[number]), batch.step_id)
         for number in [*started, *(number for number in ended if number not in started)]
     }

@@ -40,14 +40,20 @@ class WorkerFlags:
     model_name: str
     log_level: str
     access: ApiAccess = field(default_factory=ApiAccess)
+    otlp_traces_endpoint: str | None = None
 
     def words(self) -> list[str]:
         """The flags as a worker's command line has them."""
         tls = self.access.tls
-        files = {"tls-cert": tls.cert, "tls-key": tls.key, "tls-client-ca": tls.client_ca}
+        optional = {
+            "tls-cert": tls.cert,
+            "tls-key": tls.key,
+            "tls-client-ca": tls.client_ca,
+            "otlp-traces-endpoint": self.otlp_traces_endpoint,
+        }
         return [
             *(f"--model={self.model_folder}", f"--name={self.model_name}", f"--log-level={self.log_level}"),
-            *(f"--{name}={path}" for name, path in files.items() if path is not None),
+            *(f"--{name}={value}" for name, value in optional.items() if value is not None),
             *(["--requires-keys"] if self.access.requires_keys else []),
         ]
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,13 @@ _WAIT_SECONDS = 30
 class Process:
     """A service whose log lines are read as they come."""
 
-    def __init__(self, module: str, *flags: str) -> None:
-        environment = os.environ | {"GRPC_VERBOSITY": "NONE"}
+    def __init__(self, module: str, *flags: str, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is added to that of the tests."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *flags], stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-m", module, *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE", **(environment or {})},
         )
         self.lines: list[str] = []
         self._more = threading.Condition()
@@ -58,10 +61,9 @@ class Process:
 
 
 @contextmanager
-def running(module: str, *flags: str) -> Iterator[Process]:
-    process = Process(module, *flags)
+def running(module: str, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+    process = Process(module, *flags, environment=environment)
     try:
         yield process
     finally:
-        if process.process.poll() is None:
-            process.end(signal.SIGKILL)
+        process.end(signal.SIGKILL if process.process.poll() is None else None)

@@ -126,11 +126,12 @@ class AsyncClient:
         """Generates, and yields events as they come. `params` go before `options`."""
         merged = merge_options(options, params)
         request = requests.generate_request(prompt, merged)
+        trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
         async def call() -> Any:
             await self._connector.connect_async(deadline)
-            return self._lanes.generate(request, deadline.remaining())
+            return self._lanes.generate(request, deadline.remaining(), trace)
 
         return AsyncStream(call, self._connector, CompletionBuilder.for_options(merged))
 

@@ -47,13 +47,13 @@ class Lanes:
         with self._lock:
             return self._first()
 
-    def generate(self, request: Any, timeout: float | None) -> Any:
-        """Makes a Generate call on the connection with the fewest under way."""
+    def generate(self, request: Any, timeout: float | None, metadata: Metadata = ()) -> Any:
+        """Makes a Generate call, with more `metadata`, on the connection with the fewest under way."""
         with self._lock:
             lane = self._least_loaded()
             lane.num_streams += 1
         try:
-            call = lane.inference.Generate(request, timeout=timeout, metadata=self.metadata)
+            call = lane.inference.Generate(request, timeout=timeout, metadata=self.metadata + metadata)
         except BaseException:
             self._release(lane)
             raise

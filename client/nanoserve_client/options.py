@@ -72,6 +72,8 @@ class GenerateOptions:
     cache_salt: str = ""
     request_id: str = ""
     model: str = ""
+    trace_headers: Mapping[str, str] | None = None
+    """Headers that name the caller's span, such as `opentelemetry.propagate.inject` makes; see docs/tracing.md."""
     template_options: Mapping[str, Any] | None = None
     """Variables for the chat template; chat prompts only."""
     add_generation_prompt: bool | None = None
@@ -104,6 +106,7 @@ class GenerateParams(TypedDict, total=False):
     cache_salt: str
     request_id: str
     model: str
+    trace_headers: Mapping[str, str] | None
     template_options: Mapping[str, Any] | None
     add_generation_prompt: bool | None
 

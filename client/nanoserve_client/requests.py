@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf.message import Message as ProtoMessage
 
+from nanoserve.bearer import Metadata
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve_client.errors import InvalidRequest
 from nanoserve_client.options import GenerateOptions, Guided, Message, Messages, Prompt
@@ -15,6 +16,7 @@ _SAMPLING = (
     *("presence_penalty", "seed", "n"),
 )
 _STOP = ("max_tokens", "min_tokens", "ignore_eos", "include_stop_in_output")
+_TRACE_HEADERS = ("traceparent", "tracestate")
 _OUTPUT = ("logprobs", "prompt_logprobs")
 
 
@@ -37,6 +39,19 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> pb.GenerateReq
             raise InvalidRequest(f"guided: a Guided, not {type(options.guided).__name__}")
         _set_guided(request.guided, options.guided)
     return request
+
+
+def trace_metadata(headers: Mapping[str, str] | None) -> Metadata:
+    """Trace headers as metadata of a call; those that servers do not read are left out."""
+    if headers is None:
+        return ()
+    if not isinstance(headers, Mapping):
+        raise InvalidRequest(f"trace_headers: a mapping, not {type(headers).__name__}")
+    metadata = tuple((name, value) for name, value in headers.items() if name in _TRACE_HEADERS)
+    for name, value in metadata:
+        if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"trace_headers[{name!r}]: must be printable ASCII")
+    return metadata
 
 
 def tokenize_request(

@@ -40,6 +40,7 @@ def load(response: admin_pb2.GetLoadResponse) -> results.Load:
         num_free_blocks=message.num_free_blocks,
         num_cached_blocks=message.num_cached_blocks,
         num_held_blocks=message.num_held_blocks,
+        num_shared_blocks=message.num_shared_blocks,
         num_preemptions=message.num_preemptions,
         num_prefix_query_tokens=message.num_prefix_query_tokens,
         num_prefix_hit_tokens=message.num_prefix_hit_tokens,

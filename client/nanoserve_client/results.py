@@ -197,6 +197,8 @@ class Load:
     num_free_blocks: int
     num_cached_blocks: int
     num_held_blocks: int
+    num_shared_blocks: int
+    """Of those held, by several sequences."""
     num_preemptions: int
     num_prefix_query_tokens: int
     num_prefix_hit_tokens: int

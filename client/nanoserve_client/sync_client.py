@@ -126,11 +126,12 @@ class Client:
         """Generates, and yields events as they come. `params` go before `options`."""
         merged = merge_options(options, params)
         request = requests.generate_request(prompt, merged)
+        trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
         def call() -> Any:
             self._connector.connect(deadline)
-            return self._lanes.generate(request, deadline.remaining())
+            return self._lanes.generate(request, deadline.remaining(), trace)
 
         return Stream(call, self._connector, CompletionBuilder.for_options(merged))
 

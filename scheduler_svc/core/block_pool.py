@@ -43,6 +43,11 @@ class BlockPool:
         """Blocks that sequences hold, a shared one counted once."""
         return self.num_total - self.num_available
 
+    @property
+    def num_shared(self) -> int:
+        """Blocks that several sequences hold, of those held."""
+        return len(self._num_others)
+
     def num_holders(self, block: int) -> int:
         """How many sequences hold the block, which is not free."""
         return 0 if block in self._cached else 1 + self._num_others.get(block, 0)

@@ -226,6 +226,7 @@ class Scheduler:
             num_free_blocks=pool.num_free,
             num_cached_blocks=pool.num_cached,
             num_held_blocks=pool.num_held,
+            num_shared_blocks=pool.num_shared,
             num_plans_in_flight=len(self._in_flight),
             num_preemptions=counters.num_preemptions,
             num_prefix_query_tokens=counters.num_prefix_query_tokens,

@@ -34,6 +34,8 @@ class Stats:
     num_free_blocks: int
     num_cached_blocks: int
     num_held_blocks: int
+    num_shared_blocks: int
+    """Of those held, by several sequences."""
     num_plans_in_flight: int
     num_preemptions: int
     num_prefix_query_tokens: int

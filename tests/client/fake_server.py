@@ -36,6 +36,7 @@ LOAD = admin_pb2.Load(
     num_free_blocks=3,
     num_cached_blocks=4,
     num_held_blocks=5,
+    num_shared_blocks=2,
     num_preemptions=6,
     num_prefix_query_tokens=70,
     num_prefix_hit_tokens=35,

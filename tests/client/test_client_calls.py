@@ -57,6 +57,19 @@ def test_generate_folds_the_stream(kind: str, address: str, servicer: fake_serve
 
 
 @KINDS
+def test_trace_headers_go_with_a_generation_and_nothing_else_does(
+    kind: str, address: str, servicer: fake_server.FakeServicer
+) -> None:
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "x=y", "baggage": "secret=1"}
+    call(kind, address, "generate", "one", trace_headers=headers)
+    metadata = dict(servicer.metadata[-1])
+    assert {name: metadata.get(name) for name in headers} == {**headers, "baggage": None}
+    for wrong in ({"traceparent": "\n"}, {"tracestate": 1}, "traceparent"):
+        with pytest.raises(ns.InvalidRequest, match="trace_headers"):
+            call(kind, address, "generate", "one", trace_headers=wrong)
+
+
+@KINDS
 def test_chat_sends_messages_and_nothing_else(
     kind: str, address: str, servicer: fake_server.FakeServicer
 ) -> None:

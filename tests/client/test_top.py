@@ -18,6 +18,7 @@ IDLE = Load(
     num_free_blocks=100,
     num_cached_blocks=0,
     num_held_blocks=0,
+    num_shared_blocks=0,
     num_preemptions=0,
     num_prefix_query_tokens=0,
     num_prefix_hit_tokens=0,
@@ -51,25 +52,30 @@ def test_a_server_without_its_executor_says_so() -> None:
     assert "draining" in view.frame(replace(IDLE, draining=True), 1.0)[0]
 
 
-@given(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 5000), st.booleans())
+_COUNTS = st.integers(0, 5000)
+
+
+@given(_COUNTS, _COUNTS, _COUNTS, _COUNTS, st.booleans())
 def test_the_map_has_a_cell_of_all_that_there_is_and_no_more_than_fit(
-    held: int, cached: int, free: int, colours: bool
+    shared: int, alone: int, cached: int, free: int, colours: bool
 ) -> None:
-    total = held + cached + free
+    total = shared + alone + cached + free
     load = replace(
         IDLE,
         num_total_blocks=total,
-        num_held_blocks=held,
+        num_held_blocks=shared + alone,
+        num_shared_blocks=shared,
         num_cached_blocks=cached,
         num_free_blocks=free,
     )
     cells = "".join(View("here:1", colours).frame(load, 0.0)[8:])
-    counts = {name: cells.count(cell) for name, cell in (("held", "█"), ("cached", "▒"), ("free", "·"))}
+    named = {"shared": "█", "alone": "▓", "cached": "▒", "free": "·"}
+    counts = {name: cells.count(cell) for name, cell in named.items()}
     assert sum(counts.values()) == min(total, 64 * 6)
-    for name, count in (("held", held), ("cached", cached), ("free", free)):
-        if total >= 3:
+    for name, count in (("shared", shared), ("alone", alone), ("cached", cached), ("free", free)):
+        if total >= 4:
             assert (counts[name] > 0) == (count > 0)
-            assert abs(counts[name] - count * min(total, 64 * 6) / total) <= 2
+            assert abs(counts[name] - count * min(total, 64 * 6) / total) < 3
 
 
 def test_top_prints_a_reading_once_without_colours_where_there_is_no_terminal(

@@ -383,12 +383,13 @@ def test_a_tiny_repetition_penalty_does_not_overflow(penalty: float) -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_penalties_leave_the_logits_comparable(sign: int) -> None:
+@pytest.mark.parametrize("repetition", [1e-45, 3.4e38])
+def test_the_largest_penalties_leave_the_logits_comparable(repetition: float, sign: int) -> None:
     logits = random_logits(1)
     logits[0, 60:] = -INF
     sampling = RowSampling(
         temperature=1.0,
-        repetition_penalty=1e-45,
+        repetition_penalty=repetition,
         frequency_penalty=sign * MAX_PENALTY,
         presence_penalty=sign * MAX_PENALTY,
     )
@@ -397,6 +398,13 @@ def test_the_largest_penalties_leave_the_logits_comparable(sign: int) -> None:
     assert not processed.isnan().any()
     assert not (processed == INF).any()
     assert torch.equal(processed == -INF, logits == -INF)
+
+
+def test_a_huge_repetition_penalty_forbids_no_token_that_a_mask_allows() -> None:
+    logits = torch.full((1, VOCAB), -9.0)
+    state = make_state({0: RowSampling(repetition_penalty=3.4e38)}, {0: list(range(VOCAB))})
+    sampled = sample(logits, sampling_rows(state, [0], masks={0: np.arange(VOCAB) == 7}))
+    assert (sampled.token_ids.tolist(), sampled.statuses.tolist()) == ([7], [RowStatus.OK])
 
 
 def test_tiny_temperature_neither_overflows_nor_makes_tokens_equal() -> None:

@@ -32,6 +32,25 @@ def decode(step_id: int, num_decode_steps: int = 1) -> pb.StepPlan:
     return make_plan(step_id, decode_rows=ints(0), num_decode_steps=num_decode_steps)
 
 
+@pytest.mark.parametrize("method", ["Describe", "Execute", "StartProfile", "StopProfile"])
+def test_bytes_that_are_no_message_end_a_call_as_an_invalid_argument(method: str) -> None:
+    with serving() as channel:
+        call = channel.stream_stream(f"/{SERVICE_NAME}/{method}")
+        assert call(iter([b"\xff\xff"]), timeout=TIMEOUT_SECONDS).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert describe(channel).epoch == 0
+
+
+def test_bytes_that_are_no_plan_end_the_session_as_an_invalid_argument() -> None:
+    with serving() as channel:
+        opening = pb.ExecuteRequest(open=pb.OpenSession(scheduler_id="a"))
+        messages = [opening.SerializeToString(), b"\xff\xff"]
+        call = channel.stream_stream(f"/{SERVICE_NAME}/Execute")(iter(messages), timeout=TIMEOUT_SECONDS)
+        with pytest.raises(grpc.RpcError, match="plan: must be set"):
+            list(call)
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        Stream(channel).open("b", 1).opened()
+
+
 def expect_invalid_message(channel: grpc.Channel, stream: Stream, word: str) -> None:
     code, details = stream.end()
     assert code is grpc.StatusCode.INVALID_ARGUMENT

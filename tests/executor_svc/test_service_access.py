@@ -1,5 +1,6 @@
 """Who may use an executor: the shared secret and certificates, over real sockets."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_streams_that_are_refused_take_no_session_and_no_thread() -> None:
         ]
         assert {call.code() for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
         assert describe(address, token=SECRET) is grpc.StatusCode.OK
+
+
+def test_strangers_who_ask_health_and_say_nothing_keep_no_scheduler_waiting() -> None:
+    with serving(secret=SECRET) as address, grpc.insecure_channel(address) as channel:
+        over = threading.Event()
+
+        def silence() -> Iterator[bytes]:
+            over.wait(TIMEOUT_SECONDS)
+            yield from ()
+
+        calls = [channel.stream_stream("/grpc.health.v1.Health/Check")(silence()) for _ in range(64)]
+        try:
+            for call in calls[-1:]:
+                assert not call.done()
+            assert describe(address, token=SECRET) is grpc.StatusCode.OK
+        finally:
+            over.set()
+            for call in calls:
+                call.cancel()
 
 
 def endless() -> Iterator[bytes]:

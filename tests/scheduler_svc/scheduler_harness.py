@@ -148,15 +148,15 @@ class Service:
             self.executor.start()
         self.server = SchedulerServer(self.config, self.model)
         self.address = await self.server.start()
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
-        self.stub: Any = InferenceServiceStub(self._channel)
-        self.admin: Any = AdminServiceStub(self._channel)
+        self.channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        self.stub: Any = InferenceServiceStub(self.channel)
+        self.admin: Any = AdminServiceStub(self.channel)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await self.channel.close()
         await self.server.stop()
         if self.owns_executor:
             await self.executor.stop()

@@ -3,11 +3,13 @@
 import contextlib
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from fuzzing import holdings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scheduler_harness import Service, refused, run
 
@@ -25,6 +27,7 @@ from nanoserve_client.supervisor import LocalServer
 NUM_IDLE = 10_000
 # Files that the process itself needs, and then some.
 _SPARE_FILES = 500
+_MAX_BYTES_A_CONNECTION = 64 * 1024
 # An HTTP/2 client's first words: the preface, and empty SETTINGS.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -54,8 +57,9 @@ def test_oversized_headers_are_refused_and_the_connection_goes_on(tmp_path: Path
     run(test)
 
 
-def test_a_connection_carries_so_many_streams_and_others_go_on(served_alone: str):
-    with one_connection(served_alone) as channel, one_connection(served_alone) as other:
+def test_a_connection_carries_so_many_streams_and_others_go_on(served_alone: LocalServer):
+    address = served_alone.address
+    with one_connection(address) as channel, one_connection(address) as other:
         health, stub = health_pb2_grpc.HealthStub(channel), InferenceServiceStub(channel)
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS_PER_CONNECTION)]
         for watch in watches:
@@ -90,18 +94,39 @@ def idle_connections(address: str, count: int, hello: bytes) -> Iterator[list[so
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hello", [_HELLO, b""], ids=["http2", "silent"])
-def test_ten_thousand_idle_connections_keep_nobody_from_being_served(hello: bytes, served_alone: str):
+def test_ten_thousand_idle_connections_disturb_nobody_and_leave_nothing_behind(
+    hello: bytes, served_alone: LocalServer
+):
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Server and client are two processes, each of which needs a file a connection.
     count = min(NUM_IDLE, soft - _SPARE_FILES)
-    with idle_connections(served_alone, count, hello), ns.Client(served_alone) as client:
-        completion = client.generate([1, 2, 3], max_tokens=8, ignore_eos=True, timeout=60)
-        assert completion.usage.num_output_tokens == 8
-    print(f"{count} idle connections")  # fewer where the limit of open files is lower
+    pid = served_alone.scheduler_pid
+    with ns.Client(served_alone.address) as client:
+
+        def ask() -> list[int]:
+            return client.generate([1, 2, 3], max_tokens=8, ignore_eos=True, seed=7, timeout=60).token_ids
+
+        answers = [ask()]
+        before, files_before = holdings(pid)
+        with idle_connections(served_alone.address, count, hello):
+            answers += [ask() for _ in range(20)]
+            during, files_during = holdings(pid)
+        assert files_during - files_before >= count
+        assert len(set(map(tuple, answers))) == 1
+        assert during - before < count * _MAX_BYTES_A_CONNECTION
+        # Fewer where the limit of open files is lower.
+        print(
+            f"{count} idle connections: {(during - before) // count} bytes each, {files_during} files in all"
+        )
+        deadline = time.monotonic() + 60
+        while holdings(pid)[1] > files_before + _SPARE_FILES:
+            assert time.monotonic() < deadline, "connections that were closed are still held"
+            time.sleep(0.1)
+        assert ask() == answers[0]
 
 
 @pytest.fixture
-def served_alone() -> Iterator[str]:
-    """The address of a scheduler that has a process, and so a limit of files, of its own."""
+def served_alone() -> Iterator[LocalServer]:
+    """A scheduler that has a process, and so a limit of files, of its own."""
     with LocalServer(executor_flags=["--virtual"]) as server:
-        yield server.address
+        yield server

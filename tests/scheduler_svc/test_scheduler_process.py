@@ -1,5 +1,6 @@
 """The scheduler as a process, beside a virtual executor as another."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nanoserve.checkpoint import demo_checkpoint
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceStub
 
 pytestmark = pytest.mark.e2e
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 _WAIT_SECONDS = 30
 
 
@@ -50,6 +52,18 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path, api_workers
         assert (line["num_prompt_tokens"], line["num_output_tokens"]) == (3, 300)
         assert line["finish_reasons"] == ["length"]
         assert line["total_seconds"] >= line["first_token_seconds"] >= line["queue_seconds"] > 0
+
+
+@pytest.mark.parametrize("api_workers", [0, 1])
+def test_the_log_line_of_a_request_has_the_fields_that_are_documented(tmp_path: Path, api_workers: int):
+    section = DOCUMENT.read_text().partition("## The log line of a request")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    with virtual_executor(tmp_path), scheduler(tmp_path, f"--api-workers={api_workers}") as server:
+        channel, call = start_stream(server.event("listening")["address"], 3)
+        with channel:
+            list(call)
+        assert set(server.event("request")) == documented - (set() if api_workers else {"worker"})
 
 
 @pytest.mark.parametrize("api_workers", [0, 2])

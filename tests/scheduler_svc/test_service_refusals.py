@@ -7,7 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from scheduler_harness import LIMITS, Executor, Service, refused, run
 
@@ -41,6 +44,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("chat.messages", chat(messages=USER * 10_001), {}),
     ("chat.template_options", chat(note="x" * 65_536), {}),
     ("request_id", "x", {"request_id": "i" * 257}),
+    ("cache_salt", "x", {"cache_salt": "s" * 257}),
     ("sampling.temperature", "x", {"temperature": math.nan}),
     ("sampling.temperature", "x", {"temperature": math.inf}),
     ("sampling.temperature", "x", {"temperature": -0.5}),
@@ -71,6 +75,13 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("stop.token_ids", "x", {"stop_token_ids": [1] * 65}),
     ("output.logprobs", "x", {"logprobs": 21}),
     ("output.prompt_logprobs", "x", {"prompt_logprobs": -1}),
+]
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+METHODS = [
+    method
+    for file in (pb.DESCRIPTOR, admin_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
 ]
 NOT_SERVED: list[tuple[str, dict[str, Any]]] = [
     ("resume", {"resume": pb.ResumeParams(seed=1)}),
@@ -185,12 +196,47 @@ def test_other_calls_name_what_is_wrong_too(tmp_path: Path):
             with refused(INVALID, "prompt"):
                 await stub.Tokenize(pb.TokenizeRequest())
             assert not (await stub.Tokenize(pb.TokenizeRequest(text=""))).token_ids
+            long = "x" * 2**20
+            with refused(INVALID, "text"):
+                await stub.Tokenize(pb.TokenizeRequest(text=long))
+            with refused(INVALID, "chat"):
+                messages = [pb.ChatMessage(role="user", content=long)]
+                await stub.Tokenize(pb.TokenizeRequest(chat=pb.Chat(messages=messages)))
             with refused(INVALID, "interval_seconds"):
                 await admin.WatchLoad(admin_pb2.WatchLoadRequest(interval_seconds=0.01)).read()
             with refused(INVALID, "timeout_seconds"):
                 await admin.Drain(admin_pb2.DrainRequest(timeout_seconds=math.nan))
             with refused(UNIMPLEMENTED, "SwitchExecutor"):
                 await admin.SwitchExecutor(admin_pb2.SwitchExecutorRequest())
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_bytes_that_are_no_message_are_refused_and_logged_nowhere(
+    method: MethodDescriptor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            call = service.channel.stream_stream(f"/{method.containing_service.full_name}/{method.name}")
+            with refused(INVALID):
+                await call(iter([b"\xff\xff"]), timeout=20).read()
+
+    run(test)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_reflection_stream_goes_on_behind_bytes_that_are_no_message(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            call = service.channel.stream_stream(REFLECTION)
+            good = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+            answers = [data async for data in call(iter([b"\xff", good]), timeout=20)]
+            first, second = map(reflection_pb2.ServerReflectionResponse.FromString, answers)
+            assert first.error_response.error_code == INVALID.value[0]
+            assert len(second.list_services_response.service) == 4
 
     run(test)
 

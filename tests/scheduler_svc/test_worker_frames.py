@@ -118,11 +118,12 @@ EVENTS = st.one_of(
         st.lists(st.builds(msg.Ended, KEYS, COUNTS) | st.builds(msg.Failed, KEYS, PROBLEMS), max_size=3).map(
             tuple
         ),
+        COUNTS,
     ),
     st.builds(
         msg.LoadReply,
         KEYS,
-        *(COUNTS,) * 12,
+        *(COUNTS,) * 13,
         st.none() | st.builds(msg.StepMeans, *TIMES),
         st.none() | st.builds(msg.StepTotals, *TIMES),
         COUNTS,

@@ -15,9 +15,15 @@ _HISTORY = 48
 _MAP_COLUMNS, _MAP_ROWS = 64, 6
 _CLEAR_LINE, _HOME, _CLEAR_REST = "\x1b[K", "\x1b[H", "\x1b[J"
 _CLEAR_ALL, _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[2J", "\x1b[?25l", "\x1b[?25h"
-_COLOURS = {"held": "\x1b[38;5;208m", "cached": "\x1b[38;5;39m", "free": "\x1b[38;5;240m", "bold": "\x1b[1m"}
+_COLOURS = {
+    "shared": "\x1b[38;5;197m",
+    "held by one": "\x1b[38;5;208m",
+    "cached": "\x1b[38;5;39m",
+    "free": "\x1b[38;5;240m",
+    "bold": "\x1b[1m",
+}
 _PLAIN = "\x1b[0m"
-_CELLS = {"held": "█", "cached": "▒", "free": "·"}
+_CELLS = {"shared": "█", "held by one": "▓", "cached": "▒", "free": "·"}
 
 
 @dataclass(slots=True)
@@ -54,10 +60,11 @@ class View:
         ]
 
     def _block_map(self, load: Load) -> list[str]:
-        """All KV blocks, as many cells as they fill: held by sequences, cached, free; a cell may be several."""
+        """All KV blocks, as many cells as they fill, by who holds them; a cell may be several."""
         total = load.num_total_blocks
         counts = {
-            "held": load.num_held_blocks,
+            "shared": load.num_shared_blocks,
+            "held by one": load.num_held_blocks - load.num_shared_blocks,
             "cached": load.num_cached_blocks,
             "free": load.num_free_blocks,
         }
@@ -92,12 +99,14 @@ def _sparkline(values: deque[float]) -> str:
 
 def _shares(counts: dict[str, int], num_cells: int) -> list[str]:
     """`num_cells` names, each as often as its share of the counts; what there is of anything shows in a cell."""
-    total, cells = max(1, sum(counts.values())), []
-    for name, count in counts.items():
-        cells += [name] * (max(1, round(count * num_cells / total)) if count else 0)
-    while len(cells) > num_cells:
-        cells.remove(max(counts, key=cells.count))
-    return cells + [next(reversed(counts))] * (num_cells - len(cells))
+    total = max(1, sum(counts.values()))
+    exact = {name: count * num_cells / total for name, count in counts.items()}
+    cells = {name: max(1, int(share)) if counts[name] else 0 for name, share in exact.items()}
+    while (missing := num_cells - sum(cells.values())) > 0:
+        cells[max(cells, key=lambda name: exact[name] - cells[name])] += 1
+    for _ in range(-missing):
+        cells[max(cells, key=cells.__getitem__)] -= 1
+    return [name for name, count in cells.items() for _ in range(count)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -183,6 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = Counter(block for table in tables for block in table)
         assert all(len(set(table)) == len(table) for table in tables)
         assert stats.num_held_blocks == len(held)
+        assert stats.num_shared_blocks == sum(count > 1 for count in held.values())
         assert all(core._state.cache.pool.num_holders(block) == count for block, count in held.items())
         total = stats.num_free_blocks + stats.num_cached_blocks + stats.num_held_blocks
         assert total == stats.num_total_blocks

@@ -218,16 +218,18 @@ class Refused(_message.Message):
     def __init__(self, key: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
 
 class StepBatch(_message.Message):
-    __slots__ = ("time", "started", "tokens", "ended")
+    __slots__ = ("time", "started", "tokens", "ended", "step_id")
     TIME_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    STEP_ID_FIELD_NUMBER: _ClassVar[int]
     time: float
     started: _containers.RepeatedCompositeFieldContainer[Started]
     tokens: TokenBatch
     ended: _containers.RepeatedCompositeFieldContainer[Ended]
-    def __init__(self, time: _Optional[float] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., ended: _Optional[_Iterable[_Union[Ended, _Mapping]]] = ...) -> None: ...
+    step_id: int
+    def __init__(self, time: _Optional[float] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., ended: _Optional[_Iterable[_Union[Ended, _Mapping]]] = ..., step_id: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("key", "num_cached_tokens")
