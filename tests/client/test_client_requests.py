@@ -49,11 +49,12 @@ EXPECTED: dict[str, tuple[Any, dict[str, Any]]] = {
     "model": ("other", {"model": "other"}),
 }
 CHAT_ONLY = {"template_options", "add_generation_prompt"}
+METADATA_ONLY = {"trace_headers"}
 
 
 def test_every_option_and_no_other_is_a_keyword_and_in_these_tests() -> None:
     names = {field.name for field in dataclasses.fields(GenerateOptions)}
-    assert names == set(GenerateParams.__annotations__) == set(EXPECTED) | CHAT_ONLY
+    assert names == set(GenerateParams.__annotations__) == set(EXPECTED) | CHAT_ONLY | METADATA_ONLY
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -98,6 +98,7 @@ MEANINGS: dict[str, Callable[[Any], bool]] = {
     "Load.num_free_blocks": not_negative,
     "Load.num_cached_blocks": not_negative,
     "Load.num_held_blocks": not_negative,
+    "Load.num_shared_blocks": not_negative,
     "Load.num_preemptions": not_negative,
     "Load.num_prefix_query_tokens": not_negative,
     "Load.num_prefix_hit_tokens": not_negative,
@@ -167,10 +168,11 @@ def _hear_of_a_profile(api: Api) -> None:
 
 
 def _hear_of_a_crowd(api: Api) -> None:
-    """More than there are rows for, and longer than there are blocks for."""
+    """More than there are rows for, longer than there are blocks for, and all with the same beginning."""
     stop = {"max_tokens": 140, "ignore_eos": True}
-    crowd = api.stream("Generate", text="x", sampling={"n": MAX_NUM_SEQS + 1}, stop=stop)
+    crowd = api.stream("Generate", text=LONG_PROMPT, sampling={"n": MAX_NUM_SEQS + 1}, stop=stop)
     until(api, lambda load: load.num_waiting_requests > 0 and load.num_plans_in_flight > 0)
+    until(api, lambda load: load.num_shared_blocks > 0)
     assert api.finish(crowd).usage.num_preemptions > 0
 
 

@@ -176,3 +176,4 @@ def test_free_cached_and_held_blocks_add_up_in_every_load(heard: list[Message]):
     for load in loads:
         parts = load.num_free_blocks + load.num_cached_blocks + load.num_held_blocks
         assert parts == load.num_total_blocks
+        assert load.num_shared_blocks <= load.num_held_blocks
