@@ -16,6 +16,7 @@ from nanoserve.arrays import pack_int32, unpack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 
+pytestmark = pytest.mark.e2e
 EXECUTE = "/nanoserve.executor.v1.ExecutorService/Execute"
 SIZES = (
     f"--num-kv-blocks={TINY.num_blocks}",
