@@ -14,10 +14,13 @@ _MIN_HEAD_DIM = 16
 _BLOCK_SIZE_STEP = 16
 
 
-def make_backend(name: str, kv_cache: KVCache, ranks: Ranks = ALONE) -> Backend:
+def make_backend(
+    name: str, kv_cache: KVCache, ranks: Ranks = ALONE, *, resident_decode: bool = True
+) -> Backend:
     """The backend that `--attention-backend` names; ValueError, naming the flag, where it cannot run.
 
-    "auto" takes Triton where it runs, and else the reference.
+    "auto" takes Triton where it runs, and else the reference. With `resident_decode` Triton computes all layers of a
+    decode step of one row in one launch, where that is the faster way.
     """
     lacking = _lacking(kv_cache)
     if name == "triton" and lacking is not None:
@@ -26,10 +29,13 @@ def make_backend(name: str, kv_cache: KVCache, ranks: Ranks = ALONE) -> Backend:
         return Backend(ReferenceOps(kv_cache, ranks), ReferenceAttention(kv_cache), capturable=False)
     # Only here: a machine without a GPU need not have Triton.
     from executor_svc.kernels.ops import TritonAttention, TritonOps
+    from executor_svc.kernels.resident.stack import ResidentLayers
 
-    properties = torch.cuda.get_device_properties(kv_cache.keys[0].device)
-    attention = TritonAttention(kv_cache, properties.multi_processor_count)
-    return Backend(TritonOps(kv_cache, ranks), attention, capturable=True)
+    num_multiprocessors = torch.cuda.get_device_properties(kv_cache.keys[0].device).multi_processor_count
+    attention = TritonAttention(kv_cache, num_multiprocessors)
+    # Of several ranks each has to add up what the others made within a layer, which that kernel does not.
+    resident = ResidentLayers(kv_cache, num_multiprocessors) if resident_decode and ranks.alone else None
+    return Backend(TritonOps(kv_cache, ranks), attention, capturable=True, decode_layers=resident)
 
 
 def _lacking(kv_cache: KVCache) -> str | None:

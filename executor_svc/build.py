@@ -51,7 +51,9 @@ def build_torch_runner(
         else:
             load_weights(model, model_dir)
     kv_cache = KVCache(model_config, _FIRST_BLOCKS, config.block_size, dtype, device, ranks.shard)
-    backend = make_backend(config.attention_backend, kv_cache, ranks)
+    backend = make_backend(
+        config.attention_backend, kv_cache, ranks, resident_decode=not config.no_resident_decode
+    )
     limits = RunnerLimits(
         num_blocks=_FIRST_BLOCKS,
         block_size=config.block_size,

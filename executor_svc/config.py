@@ -65,6 +65,8 @@ class ExecutorConfig:
     max_plans_in_flight: int = 8
     attention_backend: str = "auto"
     enforce_eager: bool = False
+    no_resident_decode: bool = False
+    """Whether the layers of a decode step of one row, too, are launched one by one."""
     load_format: str = "auto"
     seed: int = 0
     verify: bool = False
@@ -220,6 +222,8 @@ def _add_model_flags(group: Any) -> None:
         choices=_CHOICES["attention_backend"],
     )
     _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")
+    by_one = "launch layers one by one in single-stream decode too, not all in one kernel"
+    _add(group, "no_resident_decode", by_one, action="store_true")
     _add(group, "load_format", "dummy: random weights, none read", choices=_CHOICES["load_format"])
     _add(group, "seed", "seed of the dummy weights", type=int, metavar="N")
     _add(group, "verify", "check in each step that KV slots hold the tokens claimed", action="store_true")

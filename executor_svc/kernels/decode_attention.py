@@ -189,24 +189,51 @@ def _decode_kernel(
     total = tl.sum(totals, 1)
     output = output / total[:, None]
 
-    dims = tl.arange(0, DIM)
+    keep_share(
+        output, peak + tl.log2(total), out, partials, weights, arrivals, pair, split, num_splits,
+        tl.cdiv(context, share), GROUP, HEAD_DIM, M, DIM, HEADS, SPLITS,
+    )  # fmt: skip
+
+
+@triton.jit
+def keep_share(
+    output: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    partials: tl.tensor,
+    weights: tl.tensor,
+    arrivals: tl.tensor,
+    pair: tl.tensor,
+    split: tl.tensor,
+    num_splits: tl.tensor,
+    num_shares: tl.tensor,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    M: tl.constexpr,
+    DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    SPLITS: tl.constexpr,
+) -> None:
+    """Stores a share's output [M, DIM], of log-sum-exps `weight`: as the result, or for the last of several to join."""
+    heads, dims = tl.arange(0, M), tl.arange(0, DIM)
     mask = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    num_shares = tl.cdiv(context, share)
     if num_shares == 1:
         place = (pair * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out + place, output.to(out.dtype.element_ty), mask=mask)
-        return
-    first_head = (pair.to(tl.int64) * num_splits + split) * GROUP
-    tl.store(
-        partials + first_head * HEAD_DIM + (heads[:, None] * HEAD_DIM + dims[None, :]), output, mask=mask
-    )
-    tl.store(weights + first_head + heads, peak + tl.log2(total), mask=heads < GROUP)
-    # Every thread's stores come before the one thread's release.
-    tl.debug_barrier()
-    arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
-    if arrived == num_shares - 1:
-        tl.store(arrivals + pair, 0)
-        _combine(out, partials, weights, pair, num_splits, num_shares, GROUP, HEAD_DIM, DIM, HEADS, SPLITS)
+    else:
+        first_head = (pair.to(tl.int64) * num_splits + split) * GROUP
+        tl.store(
+            partials + first_head * HEAD_DIM + (heads[:, None] * HEAD_DIM + dims[None, :]), output, mask=mask
+        )
+        tl.store(weights + first_head + heads, weight, mask=heads < GROUP)
+        # Every thread's stores come before the one thread's release.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
+        if arrived == num_shares - 1:
+            tl.store(arrivals + pair, 0)
+            _combine(
+                out, partials, weights, pair, num_splits, num_shares, GROUP, HEAD_DIM, DIM, HEADS, SPLITS
+            )
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import triton.language as tl
 from executor_svc.kernels.activation import silu
 from executor_svc.kernels.arrivals import arrivals
 from executor_svc.kernels.overlap import await_inputs, launch_options
+from executor_svc.kernels.prefetch import prefetch_lines
 
 MAX_TOKENS = 16
 _CACHE_LINE_BYTES = 128
@@ -290,11 +291,4 @@ def _prefetch(rows: tl.tensor, begin: tl.tensor, IN: tl.constexpr, PREFETCH: tl.
     """Calls the first PREFETCH inputs' weights of each row, by lines of 128 bytes, into the L2 cache."""
     line: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
     places = tl.minimum(begin + tl.arange(0, PREFETCH // line) * line, IN - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [(rows[:, None] + places[None, :]).to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    prefetch_lines(rows[:, None] + places[None, :])

@@ -1,7 +1,8 @@
 """Qwen2, Qwen2.5 and Qwen3 dense decoders, over a ragged batch of tokens and a paged KV cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ class Backend:
     attention: AttentionBackend
     capturable: bool
     """Whether a pass may be captured in a CUDA graph: neither waits for the device."""
+    decode_layers: "DecodeLayers | None" = None
+    """What computes the decoder layers of some decode steps all together; None: nothing does."""
 
 
 class QwenAttention(nn.Module):
@@ -154,6 +157,19 @@ class QwenDecoderLayer(nn.Module):
         yield from self.mlp.checkpoint_tensors(f"{prefix}.mlp")
 
 
+class DecodeLayers(Protocol):
+    """All decoder layers of a decode step at once."""
+
+    def run(
+        self,
+        layers: Sequence[QwenDecoderLayer],
+        x: torch.Tensor,
+        rotation: Rotation,
+        context: AttentionContext,
+    ) -> torch.Tensor | None:
+        """[num_tokens, hidden_size], a token a row, to the last layer's output; None for other kinds of steps."""
+
+
 class QwenForCausalLM(nn.Module):
     """The whole decoder, or a rank's shard of it. Its weights are uninitialised until weights.py fills them."""
 
@@ -185,12 +201,24 @@ class QwenForCausalLM(nn.Module):
         self, token_ids: torch.Tensor, positions: torch.Tensor, backend: Backend, context: AttentionContext
     ) -> torch.Tensor:
         """int32 [num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
-        x, residual = self.embed_tokens(token_ids), None
-        rotation = self.rotary(positions)
-        for layer in self.layers:
-            x, residual = layer(x, residual, rotation, backend, context)
+        x = self.embed_tokens(token_ids)
+        x, residual = self._run_layers(x, self.rotary(positions), backend, context)
         hidden, _ = backend.ops.add_rms_norm(x, residual, self.norm)
         return hidden
+
+    def _run_layers(
+        self, x: torch.Tensor, rotation: Rotation, backend: Backend, context: AttentionContext
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The layers' output, or two tensors whose sum it is."""
+        layers = cast(Sequence[QwenDecoderLayer], self.layers)
+        if backend.decode_layers is not None:
+            output = backend.decode_layers.run(layers, x, rotation, context)
+            if output is not None:
+                return output, None
+        residual = None
+        for layer in layers:
+            x, residual = layer(x, residual, rotation, backend, context)
+        return x, residual
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[num_tokens, hidden_size] to a logit for each token id here, in the model's dtype, in `out` where given."""

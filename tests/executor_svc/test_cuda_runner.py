@@ -276,6 +276,37 @@ def test_bfloat16_serves_every_kind_with_graphs(tmp_path: Path, kind: str) -> No
         assert all(0 <= token < VOCAB_SIZE for token in output.token_ids.tolist())
 
 
+@torch.inference_mode()
+def decode_logits(runner: CudaRunner, prompts: list[list[int]]) -> torch.Tensor:
+    """Logits of the first decode step behind each prompt, alone, by its graph: [num_prompts, vocab_size]."""
+    decode_steps, found = runner.model_runner.decode_steps, []
+    assert decode_steps is not None
+    for prompt in prompts:
+        runner.reset()
+        hand = Hand(runner, 1)
+        hand.start(0, prompt)
+        hand.prefill(0)
+        hand.run()
+        _, logits = decode_steps.run(np.zeros(1, np.int32))
+        found.append(logits[0].clone().float())
+    return torch.stack(found)
+
+
+@gpu
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
+def test_one_resident_launch_gives_the_logits_of_layers_one_by_one(tmp_path: Path, kind: str) -> None:
+    save_checkpoint(tmp_path, kind, head_dim=64, hidden_size=256, intermediate_size=512)
+    prompts = [random_tokens(np.random.default_rng(length), length) for length in (1, 63, 65, 250)]
+    found = []
+    for alone in (False, True):
+        runner = cuda_runner(tmp_path, dtype="bfloat16", verify=False, no_resident_decode=alone)
+        assert (runner.model_runner.backend.decode_layers is None) == alone
+        found.append(decode_logits(runner, prompts))
+        runner.close()
+    distances = (found[0] - found[1]).norm(dim=1) / found[1].norm(dim=1)
+    assert (distances < 2.0**-5).all(), distances
+
+
 @gpu
 @pytest.mark.parametrize("utilization", [0.3, 0.6])
 def test_the_share_of_memory_asked_for_is_what_is_used(tmp_path: Path, utilization: float) -> None:

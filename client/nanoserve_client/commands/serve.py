@@ -37,6 +37,7 @@ EXECUTOR_FLAGS = (
     ServiceFlag("--all-reduce", "NAME"),
     ServiceFlag("--attention-backend", "NAME"),
     ServiceFlag("--enforce-eager"),
+    ServiceFlag("--no-resident-decode"),
     ServiceFlag("--load-format", "NAME"),
     ServiceFlag("--seed", "N"),
     ServiceFlag("--verify"),
