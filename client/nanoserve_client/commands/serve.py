@@ -73,6 +73,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--drain-timeout", "SECONDS"),
     ServiceFlag("--record", "F"),
     ServiceFlag("--metrics-listen", "ADDR"),
+    ServiceFlag("--otlp-traces-endpoint", "URL"),
     ServiceFlag("--api-key-file", "F"),
     ServiceFlag("--tls-cert", "F"),
     ServiceFlag("--tls-key", "F"),
