@@ -5,6 +5,7 @@ from collections import deque
 from scheduler_svc.messages import Code, Problem
 
 _NUM_RECENT_STARTS = 32
+_AWAY_RETRY_SECONDS = 1.0
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 30.0
 
 
@@ -35,7 +36,7 @@ class Admission:
         if self.is_draining:
             return Problem(Code.UNAVAILABLE, "the server is draining")
         if not self.has_executor:
-            return Problem(Code.UNAVAILABLE, "there is no executor")
+            return Problem(Code.UNAVAILABLE, "there is no executor", retry_seconds=_AWAY_RETRY_SECONDS)
         limit = self._max_queue_tokens
         has_too_many_tokens = (
             limit is not None and num_waiting > 0 and num_waiting_tokens + num_tokens > limit

@@ -33,7 +33,9 @@ class SchedulerConfig(SchedulingFlags):
     max_queue_tokens: int | None = None
     """Most prompt tokens of requests that wait for their first step; None: no limit."""
     executor_loss_timeout: float = 120.0
-    """Seconds."""
+    """Seconds without an executor after which all requests end."""
+    executor_loss_grace: float = 5.0
+    """Seconds without an executor after which no more are accepted."""
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves running requests."""
     take_over: bool = False
@@ -79,7 +81,7 @@ class SchedulerConfig(SchedulingFlags):
         queue_tokens = self.max_queue_tokens
         require("max_queue_tokens", queue_tokens is None or queue_tokens >= 1, "must be at least 1", self)
         require("max_queue_size", self.max_queue_size >= 1, "must be at least 1", self)
-        for name in ("executor_loss_timeout", "drain_timeout"):
+        for name in ("executor_loss_timeout", "executor_loss_grace", "drain_timeout"):
             seconds = getattr(self, name)
             require(name, math.isfinite(seconds) and seconds >= 0, "must be finite and at least 0", self)
         require("api_workers", 0 <= self.api_workers <= 256, "must be in [0, 256]", self)
@@ -102,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "api_workers", "processes that serve the API; 0: the scheduler's own does", type=int)
     _add(parser, "executor", "where the executor listens", metavar="ADDR")
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
+    _add(parser, "executor_loss_grace", "seconds of them in which requests are still accepted", type=float)
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
     _add(parser, "record", "write every session, plan and result to this file", metavar="F")

@@ -8,20 +8,21 @@ sends as many plans as the core will make, so that the executor has work queued 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
+from nanoserve.step_limits import TICK_SECONDS
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
 from scheduler_svc.core.pacing import decode_steps_within
-from scheduler_svc.core.request import Finish, RequestRefused
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
-from scheduler_svc.core.step import ResultMismatch, SequenceStart, Session, StepOutputs
+from scheduler_svc.core.step import ResultMismatch, Session
+from scheduler_svc.engine_requests import Requests
 from scheduler_svc.errors import internal_problem
-from scheduler_svc.grammars import Grammar
+from scheduler_svc.failures import Failures, SentPlan
 from scheduler_svc.guides import Compiled, Guides, MasksReady
 from scheduler_svc.link import (
     ExecutorAway,
@@ -32,19 +33,13 @@ from scheduler_svc.link import (
     SessionLost,
     SessionOpened,
 )
-from scheduler_svc.live_requests import LiveRequest, LiveRequests
 from scheduler_svc.load import StepTimes, load_reply
-from scheduler_svc.messages import Code, Problem, StepBatch
+from scheduler_svc.messages import Code, Problem
 from scheduler_svc.profiler import Profiler
-from scheduler_svc.tenants import Tenants
-from scheduler_svc.wire import StepFailed, StepReport, token_batch
+from scheduler_svc.wire import StepFailed, StepReport
 
-# A sequence that was in this many failed plans since its last token is taken to be at fault.
-_MAX_FAILURES = 3
 _UNUSABLE = Problem(Code.UNAVAILABLE, "the executor cannot be used any more")
-_NO_GUIDES = Problem(Code.UNIMPLEMENTED, "is not served here", "guided")
 _DRAINING = Problem(Code.UNAVAILABLE, "the server is draining")
-_WITHDRAWN = Problem(Code.UNAVAILABLE, "the request was aborted")
 _log = structlog.get_logger()
 
 
@@ -62,12 +57,8 @@ class DrainTimeout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A plan on its way; times in seconds."""
-
-    step_id: int
-    time: float
-    schedule_seconds: float
+class GraceOver:
+    """The executor has been away for so long that nobody should send requests here; sent by the engine to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +66,7 @@ class _Stop:
     """There is nothing more to wait for; the engine sends this to itself."""
 
 
-_InboxItem = msg.Command | msg.SetLimits | DrainTimeout | Compiled | MasksReady | _Stop
+_InboxItem = msg.Command | msg.SetLimits | DrainTimeout | GraceOver | Compiled | MasksReady | _Stop
 Inbox = asyncio.Queue[_InboxItem]
 
 
@@ -92,19 +83,24 @@ class Engine:
         profiler: Profiler,
         *,
         max_plan_ms: float = 4.0,
+        loss_grace: float = 5.0,
         guides: Guides | None = None,
     ) -> None:
-        """`guides` None: no request has a guide."""
-        self._guides = guides
-        self._max_plan_ms = max_plan_ms
+        """`loss_grace`: seconds without an executor in which requests are accepted still.
+
+        `guides` None: no request has a guide.
+        """
+        self._guides, self._requests = guides, Requests(admission, publish, guides)
+        self._max_plan_ms, self._loss_grace = max_plan_ms, loss_grace
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
         self._profiler = profiler
         self._core: Scheduler | None = None
+        self._failures: Failures | None = None
         self._state = msg.EngineState(serving=False)
-        self._live, self._tenants = LiveRequests(), Tenants()
         self._times = StepTimes()
-        self._sent: deque[_Sent] = deque()
+        self._sent: deque[SentPlan] = deque()
+        self._grace: asyncio.TimerHandle | None = None
         self._epoch = 0
         """Of the open session; 0 while there is none. A new executor instance begins again at 1."""
         self._drains: list[int] = []
@@ -115,6 +111,7 @@ class Engine:
     async def run(self) -> EngineExit:
         """Runs until the link has stopped for good or a bug shows; all live requests have an end then."""
         link = asyncio.ensure_future(self._link.run(self.take))
+        watch = asyncio.ensure_future(self._watch())
         self._publish(self._state)
         try:
             while self._exit is None:
@@ -123,6 +120,8 @@ class Engine:
                 self._turn(self._handle_command, items)
         finally:
             link.cancel()
+            watch.cancel()
+            self._end_grace()
         self._admission.has_executor = False
         self._publish_state()
         return self._exit
@@ -150,16 +149,16 @@ class Engine:
         self._exit, self._epoch = reason, 0
         self._admission.has_executor = False
         try:
-            self._fail_all(problem)
+            self._requests.fail_all(problem)
         except Exception:  # of a core that has failed before: the process must end nevertheless
             internal_problem("requests were not ended")
 
     def _handle_command(self, item: _InboxItem) -> None:
         match item:
             case msg.Submit():
-                self._submit(item)
+                self._requests.submit(item)
             case msg.Abort():
-                self._abort(item)
+                self._requests.abort(item)
             case msg.LoadQuery():
                 self._publish(self._load(item.key))
             case msg.ResetPrefixCache():
@@ -168,124 +167,19 @@ class Engine:
             case msg.Drain():
                 self._drain(item)
             case msg.SetLimits():
-                self._tenants.set_limits(item.limits, time.monotonic())
+                self._requests.set_limits(item.limits)
             case msg.StartProfile() | msg.StopProfile():
                 self._profiler.handle(item, self._sent[-1].step_id if self._sent else 0)
             case Compiled():
-                self._take_compiled(item)
+                self._requests.take_compiled(item)
             case MasksReady():
-                self._take_masks(item)
+                self._requests.take_masks(item)
             case DrainTimeout():
-                self._give_up_all()
-
-    # Requests
-
-    def _submit(self, command: msg.Submit) -> None:
-        problem = self._refusal(command)
-        if problem is not None:
-            self._publish(msg.Refused(command.key, problem))
-        elif command.request.guide is None:
-            self._accept(command)
-        elif self._guides is None:
-            self._publish(msg.Refused(command.key, _NO_GUIDES))
-        else:
-            self._guides.compile(command)
-
-    def _take_compiled(self, compiled: Compiled) -> None:
-        """Goes on with a request that had to wait for its grammar."""
-        command, outcome = compiled.command, compiled.outcome
-        if self._guides is None or not self._guides.claim(command.key):
-            return
-        problem = outcome if isinstance(outcome, Problem) else self._refusal(command)
-        if problem is None and isinstance(outcome, Grammar):
-            self._accept(command, outcome)
-        elif problem is not None:
-            self._publish(msg.Refused(command.key, problem))
-
-    def _take_masks(self, ready: MasksReady) -> None:
-        """Lets guided sequences go on; ends those that cannot."""
-        for sequence_id, mask in ready.masks.items():
-            if not isinstance(mask, Problem):
-                if self._core is not None:
-                    self._core.set_mask(sequence_id, mask)
-            elif (request := self._live.by_sequence(sequence_id)) is not None:
-                self._fail(request, mask)
-
-    def _refusal(self, command: msg.Submit) -> Problem | None:
-        """Why a request is not accepted at the moment."""
-        request, live, tenant = command.request, self._live, command.tenant
-        num_tokens = len(request.prompt_token_ids) * request.n
-        problem = self._admission.refusal(live.num_waiting, live.num_waiting_tokens, num_tokens)
-        num_compiling = self._guides.num_compiling(tenant) if self._guides is not None else 0
-        num_under_way = live.num_of(tenant) + num_compiling
-        problem = problem or self._tenants.refusal(tenant, num_under_way, time.monotonic())
-        if live.has_id(tenant, request.request_id):
-            problem = Problem(Code.ALREADY_EXISTS, "a live request has this id", "request_id")
-        return problem
-
-    def _accept(self, command: msg.Submit, grammar: Grammar | None = None) -> None:
-        """Takes in a request that is not refused; `grammar` is that of its guide."""
-        assert self._core is not None
-        request, tenant = command.request, command.tenant
-        num_prompt_tokens = len(request.prompt_token_ids)
-        try:
-            sequence_ids = self._core.add_request(request, time.monotonic())
-        except RequestRefused as error:
-            problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
-            self._publish(msg.Refused(command.key, problem))
-            return
-        if grammar is not None and self._guides is not None:
-            mask = self._guides.add(sequence_ids, request, grammar)
-            for sequence_id in sequence_ids:
-                self._core.set_mask(sequence_id, mask)
-        num_tokens = num_prompt_tokens * request.n
-        self._live.add(command.key, request.request_id, sequence_ids, num_tokens, tenant)
-        self._tenants.use(tenant, num_prompt_tokens)
-        self._publish(msg.Accepted(command.key, sequence_ids))
-
-    def _abort(self, command: msg.Abort) -> None:
-        request = self._live.by_key(command.key)
-        if self._guides is not None and self._guides.withdraw(command.key):
-            self._publish(msg.Refused(command.key, _WITHDRAWN))
-        if request is not None:
-            ids = request.sequence_ids
-            self._end_sequences(
-                request, ids if command.indices is None else [ids[i] for i in command.indices]
-            )
-
-    def _end_sequences(self, request: LiveRequest, sequence_ids: Iterable[int]) -> None:
-        """Ends those of a request's sequences that are live."""
-        assert self._core is not None
-        for sequence_id in sequence_ids:
-            if sequence_id in request.live:
-                self._core.abort(sequence_id)
-                self._forget_guide(sequence_id)
-                ended = self._live.end_sequence(sequence_id)
-                if ended is not None:
-                    self._publish(StepBatch(time.monotonic(), ended=(ended,)))
-
-    def _fail(self, request: LiveRequest, problem: Problem) -> None:
-        """Ends a request because of a problem."""
-        assert self._core is not None
-        for sequence_id in request.live:
-            self._core.abort(sequence_id)
-            self._forget_guide(sequence_id)
-        self._live.end(request)
-        self._publish(StepBatch(time.monotonic(), ended=(msg.Failed(request.key, problem),)))
-
-    def _forget_guide(self, sequence_id: int) -> None:
-        if self._guides is not None:
-            self._guides.forget(sequence_id)
-
-    def _fail_all(self, problem: Problem) -> None:
-        self._refuse_compiling(problem)
-        for request in self._live:
-            self._fail(request, problem)
-
-    def _refuse_compiling(self, problem: Problem) -> None:
-        """Ends the requests that wait for their grammars."""
-        for key in self._guides.withdraw_all() if self._guides is not None else ():
-            self._publish(msg.Refused(key, problem))
+                self._num_aborted += self._requests.give_up_all()
+            case GraceOver() if not self._epoch:
+                _log.warning("no executor", grace_seconds=self._loss_grace)
+                self._admission.has_executor = False
+                self._publish_state()
 
     # Operations
 
@@ -297,19 +191,14 @@ class Engine:
     def _drain(self, command: msg.Drain) -> None:
         self._admission.is_draining = True
         self._publish_state()
-        self._refuse_compiling(_DRAINING)
+        self._requests.refuse_compiling(_DRAINING)
         self._drains.append(command.key)
         if command.timeout_seconds is not None:
             loop = asyncio.get_running_loop()
             loop.call_later(command.timeout_seconds, self._inbox.put_nowait, DrainTimeout())
 
-    def _give_up_all(self) -> None:
-        self._num_aborted += len(self._live)
-        for request in self._live:
-            self._end_sequences(request, request.sequence_ids)
-
     def _answer_drains(self) -> None:
-        if self._drains and not len(self._live):
+        if self._drains and not len(self._requests):
             for key in self._drains:
                 self._publish(msg.Drained(key, self._num_aborted))
             self._drains.clear()
@@ -329,10 +218,10 @@ class Engine:
 
     def _send_plan(self, num_answered: int = 0) -> bool:
         """Sends the next plan, if there is one; see Scheduler.schedule."""
-        if self._core is None or not self._epoch:
+        if self._failures is None or not self._epoch:
             return False
         began = time.monotonic()
-        plan = self._core.schedule(began, self._num_decode_steps(), num_answered)
+        plan = self._failures.recovery.schedule(began, self._num_decode_steps(), num_answered)
         if plan is None:
             return False
         spans = self._profiler.spans
@@ -342,27 +231,17 @@ class Engine:
         now = time.monotonic()
         if spans is not None:
             spans.sent(plan.step_id, now)
-        self._sent.append(_Sent(plan.step_id, now, now - began))
+        self._sent.append(SentPlan.of(plan, began, now))
         if plan.starts:
-            self._note_starts(plan.starts, plan.step_id, now)
+            self._requests.note_starts(plan.starts, plan.step_id, now)
         return True
 
     def _num_decode_steps(self) -> int:
         """Decode steps a plan: as many as keep all plans in flight within --max-plan-ms, which arrivals wait for."""
         return decode_steps_within(self._max_plan_ms, self._config.pipeline_depth, self._times.device_ms())
 
-    def _note_starts(self, starts: list[SequenceStart], step_id: int, now: float) -> None:
-        started = []
-        for start in starts:
-            request = self._live.start(start.sequence_id, start.num_preemptions)
-            if request is not None:
-                self._admission.add_start(now)
-                started.append(msg.Started(request.key, start.num_computed_tokens))
-        if started:
-            self._publish(StepBatch(now, started=tuple(started), step_id=step_id))
-
     def _take_result(self, report: StepReport) -> None:
-        if self._core is None or not self._epoch:
+        if self._core is None or self._failures is None or not self._epoch:
             return  # of a session that is being given up
         began, last = time.monotonic(), report.result.last
         try:
@@ -378,62 +257,63 @@ class Engine:
         if last:
             self._sent.popleft()
         update_seconds = time.monotonic() - resumed
-        if self._guides is not None:
-            self._guides.advance(outputs)
+        self._failures.answered(sent, began, last=last)
+        self._failures.recovery.updated(outputs)
+        self._requests.take_masked(outputs)
         self._times.add(report.timing, began - sent.time, sent.schedule_seconds + update_seconds)
         # Streams for a millisecond more or less do not matter.
         self._send_plans()
         self._core.settle()
-        self._live.advance(outputs.sequence_ids)
-        if self._tenants.counts_tokens:
-            for tenant, num_tokens in self._live.tenants_of(outputs.sequence_ids).items():
-                self._tenants.use(tenant, num_tokens)
+        self._requests.use_tokens(outputs)
         spans, epoch = self._profiler.spans, self._epoch
         if spans is not None:
             spans.updated(epoch, report.result, resumed, resumed + update_seconds)
-        self._publish_outputs(outputs, report, began)
+        self._requests.publish_outputs(outputs, report, began)
         if spans is not None:
             spans.published(epoch, report.result, began)
 
-    def _publish_outputs(self, outputs: StepOutputs, report: StepReport, now: float) -> None:
-        """Tells of new tokens and of the ends they bring."""
-        ended, failed = [], []
-        for index in outputs.finishes.nonzero()[0].tolist():
-            sequence_id = int(outputs.sequence_ids[index])
-            self._forget_guide(sequence_id)
-            if outputs.finishes[index] == Finish.FAILED:
-                row = int(report.result.rows[outputs.result_indices[index]])
-                failed.append((sequence_id, report.row_errors.get(row, "UNKNOWN")))
-            elif (end := self._live.end_sequence(sequence_id)) is not None:
-                ended.append(end)
-        if len(outputs.sequence_ids) or outputs.prompt_slices:
-            tokens, step_id = token_batch(outputs, report), report.result.step_id
-            self._publish(StepBatch(now, tokens=tokens, ended=tuple(ended), step_id=step_id))
-        for sequence_id, reason in failed:
-            self._fail_sequence(sequence_id, reason)
-
     # Failures
+
+    async def _watch(self) -> None:
+        """Gives a session up whose oldest plan takes too long, for ever."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            before, elapsed = time.monotonic(), time.monotonic() - before
+            self._turn(self._check_oldest, [elapsed])
+
+    def _check_oldest(self, elapsed_seconds: float) -> None:
+        if self._failures is None or not self._epoch:
+            return
+        reason = self._failures.tick(self._sent[0] if self._sent else None, elapsed_seconds)
+        if reason is not None:
+            _log.error("step overdue", reason=reason)
+            self._failures.session_lost(reason)
+            self._give_up_session()
 
     def _take_failure(self, failed: StepFailed) -> None:
         """A step failed: who is at fault ends, all others go on in a new session."""
-        if self._core is None or not self._epoch:
-            return
-        reason = f"{failed.field}: {failed.description}" if failed.field else failed.description
-        _log.error("step failed", step_id=failed.step_id, code=failed.code, reason=reason, rows=failed.rows)
-        for sequence_id in self._core.blame(failed.step_id, list(failed.rows)):
-            if failed.rows or self._live.add_failure(sequence_id) >= _MAX_FAILURES:
-                self._fail_sequence(sequence_id, reason)
-        if failed.code == "DATA_LOSS":
-            self._core.reset_prefix_cache()  # what was found wrong must not be hit again
+        if self._failures is not None and self._epoch:
+            self._failures.step_failed(failed)
+            self._give_up_session()
+
+    def _give_up_session(self) -> None:
         self._epoch = 0
         self._link.abandon()
 
-    def _fail_sequence(self, sequence_id: int, reason: str) -> None:
-        request = self._live.by_sequence(sequence_id)
-        if request is not None:
-            self._fail(
-                request, internal_problem("request failed", request_id=request.request_id, reason=reason)
-            )
+    def _lose(self, reason: str) -> None:
+        """There is no session any more, for a while."""
+        _log.warning("executor session lost", reason=reason)
+        if self._failures is not None and self._epoch:
+            self._failures.session_lost(reason)
+        self._epoch = 0
+        self._end_grace()
+        loop = asyncio.get_running_loop()
+        self._grace = loop.call_later(self._loss_grace, self._inbox.put_nowait, GraceOver())
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
 
     # The link
 
@@ -446,8 +326,7 @@ class Engine:
             case SessionOpened():
                 self._open(event)
             case SessionLost():
-                self._epoch = 0
-                _log.warning("executor session lost", reason=event.reason)
+                self._lose(event.reason)
             case ExecutorAway() if self._core is None:
                 reason = EngineExit(f"--executor: {event.reason}", is_failure=True)
                 self._stop(reason, Problem(Code.UNAVAILABLE, "there is no executor"))
@@ -455,7 +334,7 @@ class Engine:
                 _log.error("executor away for too long", reason=event.reason)
                 self._admission.has_executor = False
                 self._publish_state()
-                self._fail_all(Problem(Code.UNAVAILABLE, "the executor has been away for too long"))
+                self._requests.fail_all(Problem(Code.UNAVAILABLE, "the executor has been away for too long"))
             case Fenced():
                 reason = EngineExit(f"another scheduler has taken over ({event.reason})", is_failure=False)
                 self._stop(reason, Problem(Code.UNAVAILABLE, "another scheduler has taken over"))
@@ -464,23 +343,19 @@ class Engine:
 
     def _open(self, event: SessionOpened) -> None:
         """Goes on, or begins, with a new session."""
-        session, now = event.session, time.monotonic()
+        session = event.session
         try:
             if self._guides is not None:
                 self._guides.prepare(session.vocab_size)
-            if self._core is None:
-                self._core = Scheduler(self._config, session)
-                lost = []
+            if self._core is None or self._failures is None:
+                self._core = self._requests.core = Scheduler(self._config, session)
+                self._failures = Failures(self._core, self._requests)
             else:
-                lost = self._core.reset(session, now)
+                self._failures.reset(session)
         except ValueError as error:
             self._stop(EngineExit(str(error), is_failure=True), _UNUSABLE)
             return
-        for sequence_id in lost:
-            request = self._live.by_sequence(sequence_id)
-            if request is not None:
-                description = "the executor came back with too small a KV cache for this request"
-                self._fail(request, Problem(Code.RESOURCE_EXHAUSTED, description))
+        self._end_grace()
         self._sent.clear()
         self._epoch = event.epoch
         self._admission.has_executor = True

@@ -44,8 +44,6 @@ class LiveRequests:
     """Tenant and id: what one tenant calls its requests is nothing to another."""
     _num_by_tenant: Counter[str] = field(default_factory=Counter)
     _sequences: dict[int, _LiveSequence] = field(default_factory=dict)
-    _num_failures: dict[int, int] = field(default_factory=dict)
-    """By sequence: failed plans that it was part of since its last token."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -104,21 +102,9 @@ class LiveRequests:
         found = (self._sequences.get(sequence_id) for sequence_id in sequence_ids.tolist())
         return Counter(sequence.request.tenant for sequence in found if sequence is not None)
 
-    def advance(self, sequence_ids: Int64Array) -> None:
-        """Notes that sequences got a token."""
-        if self._num_failures:
-            for sequence_id in sequence_ids.tolist():
-                self._num_failures.pop(sequence_id, None)
-
-    def add_failure(self, sequence_id: int) -> int:
-        """Notes that a plan with this sequence failed; returns how many did since its last token."""
-        self._num_failures[sequence_id] = self._num_failures.get(sequence_id, 0) + 1
-        return self._num_failures[sequence_id]
-
     def end_sequence(self, sequence_id: int) -> Ended | None:
         """Forgets a sequence; returns the end of its request where it was the last."""
         request = self._sequences.pop(sequence_id).request
-        self._num_failures.pop(sequence_id, None)
         request.live.discard(sequence_id)
         if request.live:
             return None
@@ -129,7 +115,6 @@ class LiveRequests:
         """Forgets a request with all its sequences."""
         for sequence_id in request.live:
             del self._sequences[sequence_id]
-            self._num_failures.pop(sequence_id, None)
         request.live.clear()
         self._forget(request)
 

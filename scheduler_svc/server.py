@@ -99,6 +99,7 @@ class SchedulerServer:
             self._publish if self._metrics is not None else self.api.receive,
             Profiler(executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
+            loss_grace=config.executor_loss_grace,
             guides=self._guides,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None

@@ -22,6 +22,7 @@ Pure and deterministic: the same calls with the same arguments give the same pla
 """
 
 from collections import deque
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -195,6 +196,31 @@ class Scheduler:
                 held = (self._state.held(planned, row) for row in rows or planned.rows.tolist())
                 return [sequence.sequence_id for sequence in held if sequence is not None]
         return []
+
+    def unanswered(self, step_id: int | None = None) -> tuple[set[int], int]:
+        """The live sequences of unanswered plans, or of that one, and how many tokens these may bring each at most."""
+        plans = [planned for planned in self._in_flight if step_id in (None, planned.step_id)]
+        held = (self._state.held(planned, row) for planned in plans for row in planned.rows.tolist())
+        num_steps = sum(planned.num_decode_steps for planned in plans)
+        return {sequence.sequence_id for sequence in held if sequence is not None}, num_steps
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans not yet answered."""
+        return len(self._in_flight)
+
+    @property
+    def live(self) -> Mapping[int, Sequence]:
+        """All sequences that have not ended, by id."""
+        return self._state.live
+
+    def hold(self, is_held: Callable[[int], bool] | None) -> None:
+        """In this session nothing more is planned for the sequences that `is_held` says by their ids; None: for all.
+
+        Those that run stop, to start again when they are held no more. No plan may be unanswered.
+        """
+        assert not self._in_flight
+        self._state.hold(is_held)
 
     def reset(self, session: Session, now: float) -> list[int]:
         """Goes on with a new session: unanswered plans are void, every live sequence waits with its confirmed tokens.

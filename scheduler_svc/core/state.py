@@ -4,6 +4,7 @@ A preempted sequence waits, and until its last result has come it is among the d
 """
 
 import math
+from collections.abc import Callable
 
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import PlannedStep
@@ -80,9 +81,19 @@ class State:
             self.counters.num_preemptions += 1
 
     def recompute(self, sequence: Sequence) -> None:
-        """Without a KV cache: forgets what was computed, so that the next token starts from the first."""
+        """Forgets what was computed, so that the sequence starts again; that is no preemption."""
         self._leave_row(sequence)
         self._wait_again(sequence)
+
+    def hold(self, is_held: Callable[[int], bool] | None) -> None:
+        """Holds sequences back; those that hold a row leave it. See Scheduler.hold."""
+        running = self.rows.running() if is_held is not None else []
+        for sequence in running:
+            if sequence.sequence_id not in self.live:
+                self._leave_row(sequence)  # it only pads
+            elif is_held is not None and is_held(sequence.sequence_id):
+                self.recompute(sequence)
+        self.waiting.hold(is_held)
 
     def end(self, sequence: Sequence) -> None:
         """Forgets a sequence that sampled its last token; under a policy that pads, its row goes on."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,7 @@ class Executor:
         self.address, self.limits, self.step_ms = address, limits, step_ms
         self.model = MODEL
         self.hooks = RunnerHooks()
+        self.runner = VirtualRunner
         self.model_fingerprint = demo_model().fingerprint
         self.weights_fingerprint = "weights"
         self.profiling: Profiling | None = None
@@ -64,7 +65,7 @@ class Executor:
         self._server: ExecutorServer | None = None
 
     def start(self) -> None:
-        runner = VirtualRunner(
+        runner = self.runner(
             self.limits,
             self.model,
             cost=CostModel(self.step_ms * 1e6, 0.0, 0.0),
@@ -242,10 +243,10 @@ def run(test: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def refused(code: grpc.StatusCode, field: str = "") -> Any:
+def refused(code: grpc.StatusCode, field: str = "") -> Iterator[Any]:
     """The block ends with this status; `field` is what its BadRequest details name."""
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        yield
+        yield failure
     assert failure.value.code() is code, failure.value
     if field:
         status = rpc_status.from_call(failure.value)

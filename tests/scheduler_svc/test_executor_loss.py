@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from scheduler_harness import LIMITS, MODEL, Executor, Service, refused, run
+from scheduler_harness import LIMITS, MODEL, Executor, Service, generate_request, refused, run
 
 from executor_svc.plan import ErrorCode, StepFailure
 from executor_svc.runner import RunnerLimits
@@ -74,6 +74,56 @@ def test_requests_that_come_while_the_executor_is_away_wait_for_it(tmp_path: Pat
             await service.until(lambda load: load.num_waiting_requests == 1)
             executor.start()
             assert (await call).token_ids[0] == expected([1, 2], 4, 9)
+
+    run(test)
+
+
+def test_after_a_grace_no_more_requests_are_accepted_and_those_that_were_go_on_when_it_is_back(
+    tmp_path: Path,
+):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor, executor_loss_grace=0.3) as service:
+            await service.serving()
+            call = asyncio.ensure_future(service.generate([1], seed=3, max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            await executor.stop()
+            waiting = asyncio.ensure_future(service.generate([2], seed=4, max_tokens=5))
+            async with asyncio.timeout(10):
+                while service.server.api.frontend.state.serving:  # noqa: ASYNC110 (nobody tells of it)
+                    await asyncio.sleep(0.01)
+            with refused(UNAVAILABLE) as failure:
+                await service.generate([1])
+            assert failure.value.details() == "there is no executor"
+            executor.start()
+            assert (await call).token_ids[0] == expected([1], 3, 200)
+            assert (await waiting).token_ids[0] == expected([2], 4, 5)
+            assert service.server.api.frontend.state.serving
+
+    run(test)
+
+
+def test_deadlines_and_the_queues_limit_hold_while_the_executor_is_away(tmp_path: Path):
+    async def test() -> None:
+        executor = start_executor(tmp_path)
+        async with Service(tmp_path, executor=executor, max_queue_size=2) as service:
+            await service.serving()
+            running = asyncio.ensure_future(service.generate([1], seed=3, max_tokens=200))
+            await service.until(lambda load: load.num_running_requests == 1)
+            await executor.stop()
+            await service.until(lambda load: not load.executor_healthy)
+            waiting = asyncio.ensure_future(service.generate([2], seed=4, max_tokens=5))
+            hurried = service.stub.Generate(generate_request([3], max_tokens=5), timeout=0.5)
+            await service.until(lambda load: load.num_waiting_requests == 2)
+            with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
+                await service.generate([4], max_tokens=5)
+            with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+                await hurried.read()
+            await service.until(lambda load: load.num_waiting_requests == 1)
+            executor.start()
+            assert (await running).token_ids[0] == expected([1], 3, 200)
+            assert (await waiting).token_ids[0] == expected([2], 4, 5)
+            await service.until_idle()
 
     run(test)
 

@@ -70,6 +70,7 @@ SCHEDULER_FLAGS = (
     ServiceFlag("--no-enable-prefix-caching"),
     ServiceFlag("--no-enable-chunked-prefill"),
     ServiceFlag("--executor-loss-timeout", "SECONDS"),
+    ServiceFlag("--executor-loss-grace", "SECONDS"),
     ServiceFlag("--drain-timeout", "SECONDS"),
     ServiceFlag("--record", "F"),
     ServiceFlag("--metrics-listen", "ADDR"),

@@ -75,6 +75,8 @@ class Harness:
         self.session = make_session(**session_changes)
         self.config = config or CoreConfig(max_num_batched_tokens=16)
         self.core = Scheduler(self.config, self.session)
+        self.schedule = self.core.schedule
+        """What makes the plans."""
         self.executor = self._new_executor()
         self.answers: dict[int, Answer] = {}
         self.plans: list[StepPlan] = []
@@ -104,7 +106,7 @@ class Harness:
     def plan(self, num_decode_steps: int = 1, num_answered: int = 0) -> StepPlan | None:
         """Makes a plan and has the executor check and run it; its results are then under way."""
         self.now += 1
-        plan = self.core.schedule(self.now, num_decode_steps, num_answered)
+        plan = self.schedule(self.now, num_decode_steps, num_answered)
         if plan is not None:
             assert plan.num_tokens <= self.config.max_num_batched_tokens * plan.num_decode_steps
             self.plans.append(plan)
