@@ -73,6 +73,8 @@ class ExecutorConfig:
     profile_dir: str | None = None
     """Where profiles are written; None: none are recorded."""
     log_level: str = "info"
+    no_watchdog: bool = False
+    """Whether there is no parent that ends this process where it hangs."""
     tls_cert: str | None = None
     """This and the other files: paths; None: there is no TLS, or nobody is asked who he is."""
     tls_key: str | None = None
@@ -190,6 +192,8 @@ def _add_service_flags(group: Any) -> None:
     folder = "write profiles to this folder, made if need be (default: none are recorded)"
     _add(group, "profile_dir", folder, metavar="DIR")
     _add(group, "log_level", "least severe log lines to write", choices=_LOG_LEVELS)
+    alone = "run without the parent process that ends an executor whose step hangs"
+    _add(group, "no_watchdog", alone, action="store_true")
 
 
 def _add_security_flags(group: Any) -> None:

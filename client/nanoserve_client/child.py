@@ -31,6 +31,7 @@ class Child:
         self._last_plain_line = ""
         self.listening: str | None = None
         """The address in its `listening` log line, once that has come."""
+        self._listening_pid: int | None = None
         self.exited = threading.Event()
         # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which ends children in order.
         self._process = subprocess.Popen(
@@ -49,6 +50,11 @@ class Child:
     def pid(self) -> int:
         """Process id; that of the group too."""
         return self._process.pid
+
+    @property
+    def serving_pid(self) -> int:
+        """Process id of who listens: that of the process itself, or of a child of its that its log line names."""
+        return self._listening_pid or self.pid
 
     @property
     def exit_status(self) -> int | None:
@@ -100,6 +106,7 @@ class Child:
             self._last_plain_line = line
         if entry is not None and entry.get("event") == "listening" and self.listening is None:
             self.listening = str(entry.get("address"))
+            self._listening_pid = entry.get("pid")
             self._changed()
         self._log(line)
 

@@ -129,8 +129,8 @@ class LocalServer:
 
     @property
     def executor_pid(self) -> int:
-        """Process id of the executor of this moment; IndexError before the start."""
-        return self._services[0].child.pid
+        """Process id of the executor of this moment, which has a small parent; IndexError before the start."""
+        return self._services[0].child.serving_pid
 
     @property
     def scheduler_pid(self) -> int:

@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 # What rank 0 may take to find by itself what ended another rank at the start, and to say it in its own words.
 _START_GRACE_SECONDS = 2.0
 _END_SECONDS = 3.0
-_COMMAND = (sys.executable, "-P", "-m", "executor_svc")
+_COMMAND = (sys.executable, "-P", "-m", "executor_svc.process")
 
 
 class Children:
@@ -71,7 +71,7 @@ def _environment(own: Mapping[str, str], place: Place, rank: int, port: int) -> 
 
 
 def die_with_parent(environment: Mapping[str, str]) -> None:
-    """In a rank that another started: has the kernel kill it with that one; at once where that one is gone already."""
+    """In a process that another of ours started: has the kernel kill it with that one; at once where that is gone."""
     parent = environment.get("NANOSERVE_PARENT")
     if parent is None or sys.platform != "linux":
         return

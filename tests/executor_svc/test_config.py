@@ -50,7 +50,10 @@ def test_every_flag_sets_its_field() -> None:
         "virtual_kv_token_ns": 2.0,
         "virtual_vocab_size": 11,
     }
-    switches = ("enforce_eager", "no_resident_decode", "verify", "virtual", "virtual_poison", "insecure")
+    switches = (
+        *("enforce_eager", "no_resident_decode", "verify"),
+        *("virtual", "virtual_poison", "insecure", "no_watchdog"),
+    )
     arguments = [text for name, value in values.items() for text in (flag(name), str(value))]
     config = parse_config([*arguments, *map(flag, switches)])
     assert config == ExecutorConfig(**values, **dict.fromkeys(switches, True))  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ import pytest
 from executor_plans import TINY, ints, make_plan
 from session_client import TIMEOUT_SECONDS, Gate, Stream, first_plan, serving
 
-from executor_svc.__main__ import build_profiling
 from executor_svc.config import ExecutorConfig
+from executor_svc.process import build_profiling
 from executor_svc.profile import profiler as profiler_module
 from executor_svc.profile.profiler import Profiling
 from executor_svc.profile.spans import StepSpans

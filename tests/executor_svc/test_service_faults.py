@@ -191,7 +191,7 @@ def test_stopping_waits_for_a_step_that_outlasts_the_grace() -> None:
 def test_the_command_ends_with_a_line_and_status_1_where_a_step_does_not_end() -> None:
     # A step of the virtual executor lasts for days.
     code = (
-        "import sys, executor_svc.__main__ as main, executor_svc.service as service\n"
+        "import sys, executor_svc.process as main, executor_svc.service as service\n"
         "main._STOP_GRACE_SECONDS = service._DRAIN_SECONDS = 0.1\n"
         "sys.exit(main.main(['--virtual', '--listen', '127.0.0.1:0', '--virtual-step-ms', '1e9']))"
     )
@@ -217,7 +217,7 @@ def test_the_command_ends_with_a_line_and_status_1_where_a_step_does_not_end() -
 
 def test_the_command_ends_with_status_1_soon_after_its_device_is_lost() -> None:
     code = (
-        "import sys, threading, executor_svc.__main__ as main\n"
+        "import sys, threading, executor_svc.process as main\n"
         "from executor_svc.virtual.runner import VirtualRunner\n"
         "launch = VirtualRunner.launch\n"
         "VirtualRunner.launch = lambda self, step: (self.fatal.set(), launch(self, step))[1]\n"

@@ -328,7 +328,7 @@ def test_a_virtual_runner_serves_as_long_sequences_as_the_model_would(
 
 def test_neither_the_virtual_package_nor_its_service_imports_torch() -> None:
     code = (
-        "import sys, executor_svc.virtual, executor_svc.__main__ as main\n"
+        "import sys, executor_svc.virtual, executor_svc.process as main\n"
         "main.build_runner(main.parse_config(['--virtual']))\n"
         "assert not {'torch', 'transformers', 'scheduler_svc'} & set(sys.modules)"
     )

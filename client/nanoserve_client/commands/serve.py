@@ -42,6 +42,7 @@ EXECUTOR_FLAGS = (
     ServiceFlag("--seed", "N"),
     ServiceFlag("--verify"),
     ServiceFlag("--profile-dir", "DIR"),
+    ServiceFlag("--no-watchdog"),
     ServiceFlag("--block-size", "N"),
     ServiceFlag("--num-kv-blocks", "N"),
     ServiceFlag("--gpu-memory-utilization", "X"),
