@@ -16,7 +16,7 @@ from nanoserve.arrays import pack_int32
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceServicer
 from scheduler_svc.callers import caller_salt, caller_tenant
-from scheduler_svc.core.request import Request, Sampling
+from scheduler_svc.core.request import Int32Array, Request, Sampling
 from scheduler_svc.errors import InvalidRequest, ServiceError, handler
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.guided_params import resolve_guide
@@ -24,9 +24,16 @@ from scheduler_svc.messages import Code, EngineState, Problem
 from scheduler_svc.model import Model
 from scheduler_svc.output import Output
 from scheduler_svc.prompts import PromptReader
+from scheduler_svc.resume import OutputLimits, resume_outputs, resumed_seed
 from scheduler_svc.stream import RequestStream
 from scheduler_svc.tracing import RequestTracer
-from scheduler_svc.validation import check_names, check_token_ids, resolve_sampling, resolve_stops
+from scheduler_svc.validation import (
+    check_names,
+    check_token_ids,
+    resolve_max_tokens,
+    resolve_sampling,
+    resolve_stops,
+)
 
 # Detokenize takes as many ids as so many of the longest sequences have, but never more than the second.
 _MAX_DETOKENIZE_SEQUENCES = 16
@@ -51,21 +58,27 @@ class InferenceService(InferenceServiceServicer):
         """Streams the outputs of one request."""
         arrival = time.monotonic()
         core_request, outputs = await self._resolve(request)
-        ids = core_request.prompt_token_ids
         stream = RequestStream(
             core_request.request_id,
-            ids.tolist(),
+            core_request.prompt_token_ids.tolist(),
             core_request.seed,
-            xxhash.xxh3_128_digest(pack_int32(ids)),
+            _digest(core_request.prompt_token_ids),
             outputs,
             arrival,
+            told=[index for index, held in enumerate(request.resume.outputs) if held.finished],
         )
-        key = await self._frontend.submit(core_request, stream, caller_tenant())
+        key = None
+        if all(output.finished is not None for output in outputs):
+            stream.start(0, time.monotonic())
+            stream.end(0, time.monotonic())
+        else:
+            key = await self._frontend.submit(core_request, stream, caller_tenant())
         try:
             while not stream.is_complete:
                 await context.write(await stream.next_message())
         finally:
-            self._frontend.leave(key)
+            if key is not None:
+                self._frontend.leave(key)
             _log_request(stream)
             if self._tracer is not None:
                 self._tracer.record(stream, core_request, context.invocation_metadata(), caller_tenant())
@@ -141,37 +154,39 @@ class InferenceService(InferenceServiceServicer):
         stops = resolve_stops(request.stop, model.eos_token_ids, state.vocab_size)
         guide = resolve_guide(request, model.eos_token_ids)
         prompt = await self._prompts.read(request, state.max_model_len, state.vocab_size)
-        room = state.max_model_len - len(prompt)
-        if not prompt:
-            raise InvalidRequest("prompt", "must come to at least one token")
-        if room < 1:
-            limit = state.max_model_len - 1
-            raise InvalidRequest("prompt", f"has {len(prompt)} tokens, must have {limit} at most")
-        max_tokens = room if stops.max_tokens is None else stops.max_tokens
-        if max_tokens > room:
-            rule = f"must be at most {room} behind a prompt of {len(prompt)} tokens"
-            raise InvalidRequest("stop.max_tokens", f"is {max_tokens}, {rule}")
-        if stops.min_tokens > max_tokens:
-            raise InvalidRequest("stop.min_tokens", f"is {stops.min_tokens}, must be in [0, {max_tokens}]")
+        max_tokens = resolve_max_tokens(stops, len(prompt), state.max_model_len)
+        prompt_token_ids, tokenizer = np.array(prompt, np.int32), model.tokenizer
+        outputs = [
+            Output(stops.output_rules, tokenizer.token_bytes, tokenizer.raw_token_bytes)
+            for _ in range(num_outputs)
+        ]
+        resumed: tuple[Int32Array | None, ...] = ()
+        if request.HasField("resume"):
+            seed = resumed_seed(request)
+            limits = OutputLimits(frozenset(stops.end_token_ids), max_tokens, state.vocab_size)
+            resumed = await resume_outputs(request.resume, _digest(prompt_token_ids), outputs, limits)
+        else:
+            seed = request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(64)
         core_request = Request(
             request_id=request.request_id or secrets.token_hex(16),
-            prompt_token_ids=np.array(prompt, np.int32),
+            prompt_token_ids=prompt_token_ids,
             max_tokens=max_tokens,
-            seed=request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(64),
+            seed=seed,
             n=num_outputs,
             sampling=sampling,
             min_tokens=stops.min_tokens,
             end_token_ids=stops.end_token_ids,
             priority=request.priority,
             cache_salt=caller_salt(request.cache_salt),
+            resumed=resumed,
             guide=guide,
         )
-        tokenizer = model.tokenizer
-        outputs = [
-            Output(stops.output_rules, tokenizer.token_bytes, tokenizer.raw_token_bytes)
-            for _ in range(num_outputs)
-        ]
         return core_request, outputs
+
+
+def _digest(token_ids: Int32Array) -> bytes:
+    """What `started` echoes and `resume` has to show."""
+    return xxhash.xxh3_128_digest(pack_int32(token_ids))
 
 
 def _sampling_message(sampling: Sampling) -> pb.SamplingParams:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from scheduler_svc import messages as msg
 from scheduler_svc.admission import Admission
-from scheduler_svc.core.request import Finish, RequestRefused
+from scheduler_svc.core.request import Finish, Request, RequestRefused
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.core.step import SequenceStart, StepOutputs
 from scheduler_svc.errors import internal_problem
@@ -96,14 +96,24 @@ class Requests:
             problem = Problem(Code.INVALID_ARGUMENT, error.description, error.field)
             self._publish(msg.Refused(command.key, problem))
             return
+        live = [sequence_id for sequence_id in sequence_ids if sequence_id in self.core.live]
         if grammar is not None and self._guides is not None:
-            mask = self._guides.add(sequence_ids, request, grammar)
-            for sequence_id in sequence_ids:
-                self.core.set_mask(sequence_id, mask)
+            self._guide(live, request, grammar)
         num_tokens = num_prompt_tokens * request.n
-        self._live.add(command.key, request.request_id, sequence_ids, num_tokens, tenant)
+        self._live.add(command.key, request.request_id, sequence_ids, live, num_tokens, tenant)
         self._tenants.use(tenant, num_prompt_tokens)
         self._publish(msg.Accepted(command.key, sequence_ids))
+
+    def _guide(self, live: list[int], request: Request, grammar: Grammar) -> None:
+        """Lets a guided request's sequences begin; those that have tokens, once these are followed."""
+        assert self.core is not None and self._guides is not None
+        if request.resumed:
+            known = [tokens for tokens in request.resumed if tokens is not None]
+            self._guides.resume(dict(zip(live, known, strict=True)), request, grammar)
+            return
+        mask = self._guides.add(live, request, grammar)
+        for sequence_id in live:
+            self.core.set_mask(sequence_id, mask)
 
     def note_starts(self, starts: list[SequenceStart], step_id: int, now: float) -> None:
         """Tells of the requests that these starts of a step are the first of."""

@@ -3,15 +3,15 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scheduler_svc import messages as msg
 from scheduler_svc.core.masks import TokenMask
-from scheduler_svc.core.request import Finish, Request
+from scheduler_svc.core.request import Finish, Int32Array, Request
 from scheduler_svc.core.step import StepOutputs
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.grammar_store import GrammarStore
@@ -86,9 +86,21 @@ class _GuidedSequence:
         description = f"the guide could not be followed any further: {bits}"
         return Problem(Code.RESOURCE_EXHAUSTED, description, f"guided.{_kind(self.request)}")
 
+    def resume(self, token_ids: Int32Array, vocab_size: int) -> TokenMask | Problem:
+        """Takes in the tokens of a request that is resumed; returns the mask of what may come next."""
+        self.num_tokens = len(token_ids)
+        for token_id in token_ids.tolist():
+            self.matcher.consume_token(token_id)
+        try:
+            return self.mask(next_tokens(self.matcher, vocab_size), vocab_size)
+        except GrammarError as error:
+            rule = f"are not what guided.{_kind(self.request)} allows: {error}"
+            return Problem(Code.INVALID_ARGUMENT, rule, "resume.outputs")
+
 
 _Step = tuple[int, _GuidedSequence, int]
 """A sequence's id, the sequence, and the token that it has sampled."""
+_Masks = dict[int, TokenMask | Problem]
 
 
 @dataclass(slots=True)
@@ -177,6 +189,14 @@ class Guides:
             self._sequences[sequence_id] = _GuidedSequence(request, grammar.matcher.deep_copy())
         return self._sequences[sequence_ids[0]].mask(grammar.bits, self._vocab_size)
 
+    def resume(self, known: Mapping[int, Int32Array], request: Request, grammar: Grammar) -> None:
+        """Takes in a request's sequences, each with the tokens that it has; MasksReady tells what may come next."""
+        self.add(list(known), request, grammar)
+        resumed = [
+            (sequence_id, self._sequences[sequence_id], tokens) for sequence_id, tokens in known.items()
+        ]
+        self._begin(self._slow_mask_thread, _resume_each, resumed)
+
     def forget(self, sequence_id: int) -> None:
         """A sequence has ended; nothing where it is not guided."""
         self._sequences.pop(sequence_id, None)
@@ -199,29 +219,38 @@ class Guides:
         quick = [step for step in steps if not step[1].is_slow] if slow else steps
         for thread, some in ((self._mask_thread, quick), (self._slow_mask_thread, slow)):
             if some:
-                task = asyncio.ensure_future(self._advance(thread, some))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                apart = thread is self._slow_mask_thread or len(some) < _MIN_TOGETHER
+                self._begin(thread, _advance_each if apart else _advance_together, some)
 
-    async def _advance(self, thread: ThreadPoolExecutor, steps: list[_Step]) -> None:
-        advance = _advance_together
-        if thread is self._slow_mask_thread or len(steps) < _MIN_TOGETHER:
-            advance = _advance_each
+    def _begin(
+        self, thread: ThreadPoolExecutor, work: Callable[[Any, int], _Masks], steps: Sequence[Any]
+    ) -> None:
+        task = asyncio.ensure_future(self._compute(thread, work, steps))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compute(
+        self, thread: ThreadPoolExecutor, work: Callable[[Any, int], _Masks], steps: Sequence[Any]
+    ) -> None:
+        """Has a thread work on steps, each of which begins with a sequence's id."""
         loop = asyncio.get_running_loop()
-        masks: dict[int, TokenMask | Problem]
         try:
-            masks = await loop.run_in_executor(thread, advance, steps, self._vocab_size)
+            masks = await loop.run_in_executor(thread, work, steps, self._vocab_size)
         except Exception:
             problem = internal_problem("masks were not computed")
-            masks = {sequence_id: problem for sequence_id, _, _ in steps}
+            masks = {step[0]: problem for step in steps}
         self.post(MasksReady(masks))
 
 
-def _advance_each(steps: list[_Step], vocab_size: int) -> dict[int, TokenMask | Problem]:
+def _resume_each(steps: list[tuple[int, _GuidedSequence, Int32Array]], vocab_size: int) -> _Masks:
+    return {sequence_id: sequence.resume(tokens, vocab_size) for sequence_id, sequence, tokens in steps}
+
+
+def _advance_each(steps: list[_Step], vocab_size: int) -> _Masks:
     return {sequence_id: sequence.advance(token_id, vocab_size) for sequence_id, sequence, token_id in steps}
 
 
-def _advance_together(steps: list[_Step], vocab_size: int) -> dict[int, TokenMask | Problem]:
+def _advance_together(steps: list[_Step], vocab_size: int) -> _Masks:
     begun = time.perf_counter()
     matchers = [sequence.matcher for _, sequence, _ in steps]
     found = _followers().advance(matchers, [token_id for _, _, token_id in steps], vocab_size)

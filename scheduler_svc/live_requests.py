@@ -1,7 +1,7 @@
 """The requests that the engine has accepted and not ended: whose sequences are whose, and what was counted."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from scheduler_svc.core.request import Int64Array
@@ -21,6 +21,8 @@ class LiveRequest:
     tenant: str = ""
     is_started: bool = False
     """Whether its first sequence was started."""
+    first: int = 0
+    """Of its sequences that were live at first, the one whose start counts as its own."""
     num_preemptions: int = 0
 
 
@@ -64,15 +66,18 @@ class LiveRequests:
         key: int,
         request_id: str,
         sequence_ids: tuple[int, ...],
+        live: Sequence[int],
         num_prompt_tokens: int,
         tenant: str = "",
     ) -> None:
-        """Takes in an accepted request."""
-        request = LiveRequest(key, request_id, sequence_ids, num_prompt_tokens, set(sequence_ids), tenant)
+        """Takes in an accepted request; `live` are those of its sequences that are not over, one at least."""
+        request = LiveRequest(
+            key, request_id, sequence_ids, num_prompt_tokens, set(live), tenant, first=live[0]
+        )
         self._by_key[key] = request
         self._ids.add((tenant, request_id))
         self._num_by_tenant[tenant] += 1
-        self._sequences |= {sequence_id: _LiveSequence(request) for sequence_id in sequence_ids}
+        self._sequences |= {sequence_id: _LiveSequence(request) for sequence_id in live}
         self.num_waiting += 1
         self.num_waiting_tokens += num_prompt_tokens
 
@@ -91,7 +96,7 @@ class LiveRequests:
         request = sequence.request
         request.num_preemptions += num_preemptions - sequence.num_preemptions
         sequence.num_preemptions = num_preemptions
-        if request.is_started or sequence_id != request.sequence_ids[0]:
+        if request.is_started or sequence_id != request.first:
             return None
         request.is_started = True
         self._leave_queue(request)

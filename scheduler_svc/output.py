@@ -1,7 +1,7 @@
 """What one output of a request has still to send: text and token ids that always cover the same tokens."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -116,6 +116,29 @@ class Output:
             last.token_ids.append(token_id)
         else:
             self._ready.append(Delta(piece, [token_id]))
+
+    def resume(
+        self, token_ids: Sequence[int], end_token_ids: Collection[int], max_tokens: int, *, is_over: bool
+    ) -> str:
+        """Takes in the tokens that a client has already, with all their text, which is returned.
+
+        Ends the output where they do, and where it `is_over`, which was given up then. ValueError where no stream could
+        have told just these.
+        """
+        for number, token_id in enumerate(token_ids, 1):
+            if self.finished is not None:
+                raise ValueError(f"go on behind their end, token {number - 1}")
+            finish = Finish.LENGTH if number >= max_tokens else Finish.NONE
+            self.push(token_id, Finish.STOP if token_id in end_token_ids else finish)
+        if is_over:
+            self.give_up()
+        elif self._is_open and self.finished is None:
+            raise ValueError("end within a character")
+        text = "".join(delta.text for delta in (*self._ready, *self._held))
+        self._ready.clear()
+        self._held.clear()
+        self._num_held_characters = 0
+        return text
 
     def give_up(self) -> None:
         """Ends the output as ABORTED, where it has not ended."""

@@ -5,7 +5,7 @@ Nothing queues up behind a slow reader: each message is made when it can be writ
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc.core.request import Finish
@@ -34,8 +34,12 @@ class RequestStream:
         prompt_digest: bytes,
         outputs: Sequence[Output],
         arrival: float,
+        told: Collection[int] = (),
     ) -> None:
-        """`arrival` is the time on the monotonic clock that `timing` counts from."""
+        """`arrival` is the time on the monotonic clock that `timing` counts from.
+
+        Of outputs that are over already, the client knows of those whose indices are `told`.
+        """
         self.request_id = request_id
         self.outputs = outputs
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -54,7 +58,11 @@ class RequestStream:
         self._is_started = self._is_over = False
         self._prompt_slices: deque[PromptLogprobs] = deque()
         # Outputs with something to say, in turn; a dict, so that each is there once.
-        self._speaking: dict[int, None] = {}
+        self._speaking: dict[int, None] = {
+            index: None
+            for index, output in enumerate(outputs)
+            if output.finished is not None and index not in told
+        }
 
     # From the engine
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc.core.request import Sampling
-from scheduler_svc.errors import InvalidRequest, NotServed
+from scheduler_svc.errors import InvalidRequest
 from scheduler_svc.output import OutputRules
 from scheduler_svc.stop_strings import StopPattern
 
@@ -39,8 +39,6 @@ def check_names(request: pb.GenerateRequest) -> None:
         raise InvalidRequest("request_id", f"must have at most {_MAX_REQUEST_ID_CHARACTERS} characters")
     if len(request.cache_salt) > _MAX_CACHE_SALT_CHARACTERS:
         raise InvalidRequest("cache_salt", f"must have at most {_MAX_CACHE_SALT_CHARACTERS} characters")
-    if request.HasField("resume"):
-        raise NotServed("resume")
 
 
 def check_token_ids(path: str, token_ids: Sequence[int], vocab_size: int) -> None:
@@ -98,6 +96,24 @@ def resolve_stops(stop: pb.StopParams, eos_token_ids: tuple[int, ...], vocab_siz
     eos = () if stop.ignore_eos else tuple(token_id for token_id in eos_token_ids if token_id < vocab_size)
     rules = OutputRules(_patterns(stop), stop.include_stop_in_output, stop.min_tokens)
     return StopRules(max_tokens, stop.min_tokens, tuple(dict.fromkeys((*eos, *stop.token_ids))), rules)
+
+
+def resolve_max_tokens(stops: StopRules, num_prompt_tokens: int, max_model_len: int) -> int:
+    """Most output tokens behind a prompt of so many."""
+    room = max_model_len - num_prompt_tokens
+    if not num_prompt_tokens:
+        raise InvalidRequest("prompt", "must come to at least one token")
+    if room < 1:
+        raise InvalidRequest(
+            "prompt", f"has {num_prompt_tokens} tokens, must have {max_model_len - 1} at most"
+        )
+    max_tokens = room if stops.max_tokens is None else stops.max_tokens
+    if max_tokens > room:
+        rule = f"must be at most {room} behind a prompt of {num_prompt_tokens} tokens"
+        raise InvalidRequest("stop.max_tokens", f"is {max_tokens}, {rule}")
+    if stops.min_tokens > max_tokens:
+        raise InvalidRequest("stop.min_tokens", f"is {stops.min_tokens}, must be in [0, {max_tokens}]")
+    return max_tokens
 
 
 def _patterns(stop: pb.StopParams) -> tuple[StopPattern, ...]:

@@ -102,6 +102,12 @@ def _encode_request(request: Request) -> pb.Submit:
         end_token_ids=request.end_token_ids,
         priority=request.priority,
         cache_salt=request.cache_salt,
+        resumed=[
+            pb.ResumedOutput(finished=True)
+            if known is None
+            else pb.ResumedOutput(token_ids=pack_int32(known))
+            for known in request.resumed
+        ],
         guide=None if request.guide is None else pb.Guide(kind=request.guide.kind, text=request.guide.text),
     )
 
@@ -127,5 +133,8 @@ def _decode_request(message: pb.Submit) -> Request:
         end_token_ids=tuple(message.end_token_ids),
         priority=message.priority,
         cache_salt=message.cache_salt,
+        resumed=tuple(
+            None if output.finished else decode_column(output.token_ids, _INT32) for output in message.resumed
+        ),
         guide=Guide(message.guide.kind, message.guide.text) if message.HasField("guide") else None,
     )

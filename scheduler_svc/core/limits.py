@@ -50,6 +50,10 @@ class Limits:
                 "stop.max_tokens",
                 f"is {request.max_tokens}, must be 1 to {room} behind a prompt of {num_prompt_tokens} tokens",
             )
+        if request.resumed and len(request.resumed) != request.n:
+            raise RequestRefused("resume.outputs", f"are {len(request.resumed)}, must be {request.n}")
+        if any(known is not None and len(known) >= request.max_tokens for known in request.resumed):
+            raise RequestRefused("resume.outputs", f"must have fewer than {request.max_tokens} tokens each")
         longest = num_prompt_tokens + request.max_tokens - 1
         if not self._enable_chunked_prefill and longest > self.max_num_batched_tokens:
             raise RequestRefused(

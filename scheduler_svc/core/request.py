@@ -65,6 +65,8 @@ class Request:
     """Higher runs first."""
     cache_salt: bytes = b""
     """Prefix blocks are shared only between requests of the same salt."""
+    resumed: tuple[Int32Array | None, ...] = ()
+    """By output: the tokens that it has already, fewer than max_tokens; None where it is over. Empty: all begin."""
     guide: Guide | None = None
     """Where there is one, no token is sampled before `Scheduler.set_mask` says which are allowed."""
 

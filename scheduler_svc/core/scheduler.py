@@ -32,7 +32,7 @@ from scheduler_svc.core.draft import Draft, PlannedStep
 from scheduler_svc.core.masks import TokenMask
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policy import POLICIES
-from scheduler_svc.core.request import Request
+from scheduler_svc.core.request import Int32Array, Request
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
 from scheduler_svc.core.stats import Stats
@@ -69,18 +69,23 @@ class Scheduler:
         return self._state.limits.max_model_len
 
     def add_request(self, request: Request, now: float) -> tuple[int, ...]:
-        """Queues a request; returns the ids of its `n` sequences. RequestRefused where it could never be served."""
+        """Queues a request; returns the ids of its `n` sequences, of which those of outputs that are over are not live.
+
+        RequestRefused where it could never be served.
+        """
         self._state.limits.check(request)
         first = self._next_sequence_id
         self._next_sequence_id += request.n
+        prompt, reports_prompt = request.prompt_token_ids.astype(np.int32, copy=False), True
         for index in range(request.n):
-            sequence = Sequence(
-                first + index,
-                request,
-                index,
-                request.prompt_token_ids.astype(np.int32, copy=False),
-                self._urgency(request, now),
-            )
+            token_ids: Int32Array | None = prompt
+            if request.resumed:
+                known = request.resumed[index]
+                token_ids = None if known is None else np.concatenate([prompt, known.astype(np.int32)])
+            if token_ids is None:
+                continue
+            sequence = Sequence(first + index, request, index, token_ids, self._urgency(request, now))
+            sequence.reports_prompt, reports_prompt = reports_prompt, False
             self._state.live[sequence.sequence_id] = sequence
             self._state.waiting.push(sequence)
         return tuple(range(first, first + request.n))

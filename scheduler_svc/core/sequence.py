@@ -36,6 +36,8 @@ class Sequence:
     num_preemptions: int = 0
     mask: TokenMask | None = None
     """Of a guided sequence: which tokens may come behind the confirmed ones; None until the shell has told."""
+    reports_prompt: bool = False
+    """Whether it is the one of its request that the prompt's log-probabilities come by, where they are asked for."""
     num_prompt_positions_judged: int = 0
     """Prompt positions whose log-probabilities were reported, position 0, which has none, not counted."""
 
@@ -66,8 +68,8 @@ class Sequence:
 
     @property
     def owes_prompt_logprobs(self) -> bool:
-        """Whether log-probabilities of the prompt are still to be reported; output 0 does it for all."""
-        wanted = self.index == 0 and self.request.sampling.prompt_logprobs is not None
+        """Whether log-probabilities of the prompt are still to be reported."""
+        wanted = self.reports_prompt and self.request.sampling.prompt_logprobs is not None
         return wanted and self.num_prompt_positions_judged < self.num_prompt_tokens - 1
 
     def append(self, token_id: int) -> Finish:

@@ -83,9 +83,6 @@ METHODS = [
     for service in file.services_by_name.values()
     for method in service.methods
 ]
-NOT_SERVED: list[tuple[str, dict[str, Any]]] = [
-    ("resume", {"resume": pb.ResumeParams(seed=1)}),
-]
 
 
 def test_every_bad_request_names_its_field_and_disturbs_nothing(tmp_path: Path):
@@ -96,9 +93,6 @@ def test_every_bad_request_names_its_field_and_disturbs_nothing(tmp_path: Path):
             for field, prompt, params in CASES:
                 with refused(INVALID, field):
                     await service.generate(prompt, **params)
-            for field, params in NOT_SERVED:
-                with refused(UNIMPLEMENTED, field):
-                    await service.generate("x", **params)
             with refused(grpc.StatusCode.NOT_FOUND, "model"):
                 await service.generate("x", model="other")
             answer = await running

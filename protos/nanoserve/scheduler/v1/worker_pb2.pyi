@@ -46,7 +46,7 @@ class Command(_message.Message):
     def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., start_profile: _Optional[_Union[StartProfile, _Mapping]] = ..., stop_profile: _Optional[_Union[StopProfile, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt", "guide", "tenant")
+    __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt", "guide", "tenant", "resumed")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Submit(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     GUIDE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: bytes
     max_tokens: int
@@ -71,7 +72,16 @@ class Submit(_message.Message):
     cache_salt: bytes
     guide: Guide
     tenant: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., min_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    resumed: _containers.RepeatedCompositeFieldContainer[ResumedOutput]
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[bytes] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., min_tokens: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., guide: _Optional[_Union[Guide, _Mapping]] = ..., tenant: _Optional[str] = ..., resumed: _Optional[_Iterable[_Union[ResumedOutput, _Mapping]]] = ...) -> None: ...
+
+class ResumedOutput(_message.Message):
+    __slots__ = ("token_ids", "finished")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    token_ids: bytes
+    finished: bool
+    def __init__(self, token_ids: _Optional[bytes] = ..., finished: bool = ...) -> None: ...
 
 class Guide(_message.Message):
     __slots__ = ("kind", "text")
