@@ -1,6 +1,7 @@
 """The asyncio client."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -18,11 +19,12 @@ from nanoserve_client.connection import (
     checked_address,
 )
 from nanoserve_client.credentials import Credentials
-from nanoserve_client.errors import NanoserveError
+from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError
 from nanoserve_client.events import CompletionBuilder
 from nanoserve_client.lanes import Lanes
 from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
 from nanoserve_client.results import Completion, Event, Load, ModelInfo
+from nanoserve_client.resume import DEFAULT_RESUME_TIMEOUT, Resumption, checked_resume_timeout
 
 _Response = TypeVar("_Response")
 
@@ -30,44 +32,69 @@ _Response = TypeVar("_Response")
 class AsyncStream(AsyncIterator[Event]):
     """The events of one generation. Leaving it early, by `break`, `async with` or `close`, cancels the generation.
 
-    The call is made when the stream is first read.
+    The call is made when the stream is first read. Where it breaks, the generation goes on over another one.
     """
 
     def __init__(
-        self, call: Callable[[], Awaitable[Any]], connector: Connector, builder: CompletionBuilder
+        self,
+        call: Callable[[Any], Awaitable[Any]],
+        connector: Connector,
+        builder: CompletionBuilder,
+        resumption: Resumption,
     ) -> None:
         self._start = call
         self._call: Any = None
         self._responses: Any = None
-        self._closed = False
+        self._over = asyncio.Event()
         self._connector = connector
         self._builder = builder
+        self._resumption = resumption
 
     async def __anext__(self) -> Event:
         """The next event; ApiError where the call failed, ProtocolError where the server broke the contract."""
-        if self._closed:
-            raise StopAsyncIteration
+        while not self._over.is_set():
+            event = await self._read()
+            if event is not None:
+                self._resumption.advanced()
+                return event
+        raise StopAsyncIteration
+
+    async def _read(self) -> Event | None:
+        """Reads a message; None where it is no news, or the call broke and another one is to be made."""
         try:
             if self._call is None:
-                self._call = await self._start()
+                self._call = await self._start(self._resumption.request())
                 self._responses = aiter(self._call)
             return self._builder.read(await anext(self._responses))
         except StopAsyncIteration:
-            self._closed = True
+            self._over.set()
             self._builder.end()
             raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():  # closed by another task
+            if self._over.is_set() and task is not None and not task.cancelling():  # closed by another task
                 raise StopAsyncIteration from None
             self.close()
             raise
         except grpc.RpcError as error:
-            self._closed = True
-            raise self._connector.failure(error) from error
+            await self._await_next_call(self._connector.failure(error), error)
+        except ConnectionFailed as failure:
+            await self._await_next_call(failure, failure)
         except NanoserveError:
             self.close()
             raise
+        return None
+
+    async def _await_next_call(self, failure: ApiError, cause: Exception) -> None:
+        try:
+            pause = self._resumption.pause(failure, cause)
+        except ApiError:
+            self._over.set()
+            raise
+        self._call = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._over.wait()
 
     async def result(self) -> Completion:
         """Reads what is left and returns the whole."""
@@ -77,7 +104,7 @@ class AsyncStream(AsyncIterator[Event]):
 
     def close(self) -> None:
         """Cancels the generation if it runs; the stream is over. Any task may call it, any number of times."""
-        self._closed = True
+        self._over.set()
         if self._call is not None:
             self._call.cancel()
 
@@ -103,6 +130,7 @@ class AsyncClient:
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         connections: int = 1,
+        resume_timeout: float = DEFAULT_RESUME_TIMEOUT,
         api_key: str | None = None,
         tls_ca: str | None = None,
         tls_cert: str | None = None,
@@ -113,6 +141,7 @@ class AsyncClient:
         credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
         # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
+        self._resume_timeout = checked_resume_timeout(resume_timeout)
         self._lanes = Lanes(credentials.aio_channel, connections, credentials.metadata)
 
     def stream(
@@ -125,15 +154,17 @@ class AsyncClient:
     ) -> AsyncStream:
         """Generates, and yields events as they come. `params` go before `options`."""
         merged = merge_options(options, params)
+        builder = CompletionBuilder.for_options(merged)
         request = requests.generate_request(prompt, merged)
         trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
-        async def call() -> Any:
+        async def call(request: Any) -> Any:
             await self._connector.connect_async(deadline)
             return self._lanes.generate(request, deadline.remaining(), trace)
 
-        return AsyncStream(call, self._connector, CompletionBuilder.for_options(merged))
+        resumption = Resumption(request, builder, self._resume_timeout)
+        return AsyncStream(call, self._connector, builder, resumption)
 
     async def generate(
         self,

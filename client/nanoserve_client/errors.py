@@ -159,6 +159,12 @@ def error_from_rpc(error: grpc.RpcError) -> ApiError:
     return kind(call.code(), call.details() or "", violations, retry_after_seconds)
 
 
+def said_by_server(error: grpc.RpcError) -> bool:
+    """Whether a call's status is the server's own word: that of a connection that broke has no details."""
+    call: Any = error
+    return any(key == "grpc-status-details-bin" for key, _ in call.trailing_metadata() or ())
+
+
 def _details(call: Any) -> tuple[tuple[FieldViolation, ...], float | None]:
     try:
         status = rpc_status.from_call(call)

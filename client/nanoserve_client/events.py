@@ -21,6 +21,8 @@ class EventReader:
     def __init__(self) -> None:
         self._next_seq = 0
         self._completed = False
+        self.goes_on = False
+        """Whether this is not the first stream."""
 
     def read(self, response: pb.GenerateResponse) -> results.Event:
         """The event of the next message."""
@@ -33,6 +35,10 @@ class EventReader:
         self._next_seq += 1
         self._completed = response.WhichOneof("event") == "completed"
         return _event(response)
+
+    def reopen(self) -> None:
+        """Another stream goes on where this one broke."""
+        self._next_seq, self.goes_on = 0, True
 
     def end(self) -> None:
         """The stream has ended without an error."""
@@ -131,14 +137,49 @@ class CompletionBuilder:
             prompt_logprobs=options.prompt_logprobs is not None,
         )
 
-    def read(self, response: pb.GenerateResponse) -> results.Event:
-        """Takes in the next message and returns its event; ProtocolError where it contradicts the earlier ones."""
-        event = self._reader.read(response)
+    @property
+    def has_started(self) -> bool:
+        """Whether anything was received."""
+        return self._started is not None
+
+    def resumed(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
+        """The request that goes on with what `request` has brought so far; itself where that is nothing."""
+        if self._started is None:
+            return request
+        more = pb.GenerateRequest()
+        more.CopyFrom(request)
+        more.request_id = self._started.request_id
+        more.resume.seed, more.resume.prompt_digest = self._started.seed, self._started.prompt_digest
+        for index in range(self._n or 1):
+            output = self._outputs.get(index, _Output())
+            more.resume.outputs.add(
+                token_ids=output.token_ids,
+                text_length=sum(len(text.encode()) for text in output.texts),
+                finished=output.finished is not None,
+            )
+        if self._prompt is not None and len(self._prompt) == self._started.num_prompt_tokens - 1:
+            more.output.ClearField("prompt_logprobs")
+        return more
+
+    def reopen(self) -> None:
+        """The stream broke; what is read next is another's, that of the request that goes on."""
+        self._reader.reopen()
+
+    def read(self, response: pb.GenerateResponse) -> results.Event | None:
+        """Takes in the next message and returns its event; None where an earlier stream has told that already.
+
+        ProtocolError where it contradicts the earlier ones.
+        """
+        event: results.Event | None = self._reader.read(response)
         match event:
+            case results.Started() if self._started is not None:
+                if (event.seed, event.prompt_digest) != (self._started.seed, self._started.prompt_digest):
+                    raise ProtocolError("the stream goes on with another generation")
+                return None
             case results.Started():
                 self._started = event
             case results.PromptLogprobs():
-                self._add_prompt(event)
+                event = self._add_prompt(event)
             case results.Delta():
                 self._add_delta(event)
             case results.Finished():
@@ -151,12 +192,16 @@ class CompletionBuilder:
         """The stream has ended without an error; ProtocolError where something is still missing."""
         self._reader.end()
 
-    def _add_prompt(self, event: results.PromptLogprobs) -> None:
+    def _add_prompt(self, event: results.PromptLogprobs) -> results.PromptLogprobs | None:
+        """Returns what of them is new; a stream that goes on tells them from the first."""
         if self._prompt is None:
             raise ProtocolError("prompt log-probabilities that nobody asked for")
-        if event.first_position != len(self._prompt) + 1:
+        num_known = len(self._prompt) + 1 - event.first_position
+        if num_known < 0 or (num_known and not self._reader.goes_on):
             raise ProtocolError(f"prompt log-probabilities skip to position {event.first_position}")
-        self._prompt += event.logprobs
+        news = event.logprobs[num_known:]
+        self._prompt += news
+        return results.PromptLogprobs(event.first_position + num_known, news) if news else None
 
     def _add_delta(self, delta: results.Delta) -> None:
         output = self._open_output(delta.index)

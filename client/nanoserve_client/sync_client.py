@@ -1,5 +1,6 @@
 """The blocking client."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -17,11 +18,12 @@ from nanoserve_client.connection import (
     checked_address,
 )
 from nanoserve_client.credentials import Credentials
-from nanoserve_client.errors import NanoserveError
+from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError
 from nanoserve_client.events import CompletionBuilder
 from nanoserve_client.lanes import Lanes
 from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
 from nanoserve_client.results import Completion, Event, Load, ModelInfo
+from nanoserve_client.resume import DEFAULT_RESUME_TIMEOUT, Resumption, checked_resume_timeout
 
 _Response = TypeVar("_Response")
 
@@ -29,36 +31,61 @@ _Response = TypeVar("_Response")
 class Stream(Iterator[Event]):
     """The events of one generation. Leaving it early, by `break`, `with` or `close`, cancels the generation.
 
-    The call is made when the stream is first read.
+    The call is made when the stream is first read. Where it breaks, the generation goes on over another one.
     """
 
-    def __init__(self, call: Callable[[], Any], connector: Connector, builder: CompletionBuilder) -> None:
+    def __init__(
+        self,
+        call: Callable[[Any], Any],
+        connector: Connector,
+        builder: CompletionBuilder,
+        resumption: Resumption,
+    ) -> None:
         self._start = call
         self._call: Any = None
-        self._closed = False
+        self._over = threading.Event()
         self._connector = connector
         self._builder = builder
+        self._resumption = resumption
 
     def __next__(self) -> Event:
         """The next event; ApiError where the call failed, ProtocolError where the server broke the contract."""
-        if self._closed:
-            raise StopIteration
+        while not self._over.is_set():
+            event = self._read()
+            if event is not None:
+                self._resumption.advanced()
+                return event
+        raise StopIteration
+
+    def _read(self) -> Event | None:
+        """Reads a message; None where it is no news, or the call broke and another one is to be made."""
         try:
             if self._call is None:
-                self._call = self._start()
+                self._call = self._start(self._resumption.request())
             return self._builder.read(next(self._call))
         except StopIteration:
-            self._closed = True
+            self._over.set()
             self._builder.end()
             raise
         except grpc.RpcError as error:
-            if self._closed:  # by another thread or a signal handler
+            if self._over.is_set():  # closed by another thread or a signal handler
                 raise StopIteration from None
-            self._closed = True
-            raise self._connector.failure(error) from error
+            self._await_next_call(self._connector.failure(error), error)
+        except ConnectionFailed as failure:
+            self._await_next_call(failure, failure)
         except NanoserveError:
             self.close()
             raise
+        return None
+
+    def _await_next_call(self, failure: ApiError, cause: Exception) -> None:
+        try:
+            pause = self._resumption.pause(failure, cause)
+        except ApiError:
+            self._over.set()
+            raise
+        self._call = None
+        self._over.wait(pause)
 
     def result(self) -> Completion:
         """Reads what is left and returns the whole."""
@@ -68,7 +95,7 @@ class Stream(Iterator[Event]):
 
     def close(self) -> None:
         """Cancels the generation if it runs; the stream is over. Any thread may call it, any number of times."""
-        self._closed = True
+        self._over.set()
         if self._call is not None:
             self._call.cancel()
 
@@ -92,6 +119,9 @@ class Client:
     `timeout` is the call's deadline in seconds, connecting included; None is no deadline. Generations are spread over
     `connections`: one is enough unless the server has `--api-workers`, see docs/adr/0006-api-workers.md.
 
+    A generation whose stream breaks goes on where it was, at most `resume_timeout` seconds later, on whatever scheduler
+    answers then; 0 raises the error instead. See docs/reliability.md.
+
     `api_key` is shown with every call. `tls_ca` names a PEM file of the roots that the server's certificate must come
     from, and turns TLS on; `tls_cert` and `tls_key` the files of a certificate to show. `insecure` allows a key to be
     sent to another machine without TLS. See docs/security.md.
@@ -104,6 +134,7 @@ class Client:
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         connections: int = 1,
+        resume_timeout: float = DEFAULT_RESUME_TIMEOUT,
         api_key: str | None = None,
         tls_ca: str | None = None,
         tls_cert: str | None = None,
@@ -113,6 +144,7 @@ class Client:
         self.address = checked_address(address)
         credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
+        self._resume_timeout = checked_resume_timeout(resume_timeout)
         self._lanes = Lanes(credentials.channel, connections, credentials.metadata)
 
     def stream(
@@ -125,15 +157,17 @@ class Client:
     ) -> Stream:
         """Generates, and yields events as they come. `params` go before `options`."""
         merged = merge_options(options, params)
+        builder = CompletionBuilder.for_options(merged)
         request = requests.generate_request(prompt, merged)
         trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
-        def call() -> Any:
+        def call(request: Any) -> Any:
             self._connector.connect(deadline)
             return self._lanes.generate(request, deadline.remaining(), trace)
 
-        return Stream(call, self._connector, CompletionBuilder.for_options(merged))
+        resumption = Resumption(request, builder, self._resume_timeout)
+        return Stream(call, self._connector, builder, resumption)
 
     def generate(
         self,
