@@ -1,15 +1,16 @@
-"""AdminService: load, drain, cache and profiles. What concerns other executors is not served yet."""
+"""AdminService: load, drain, cache, profiles and the change of executors."""
 
 import asyncio
 import contextlib
 import math
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
+from nanoserve.address import check_address
 from nanoserve.profiles import MAX_STEPS, encode_profile
 from nanoserve.v1 import admin_pb2 as pb
 from nanoserve.v1.admin_pb2_grpc import AdminServiceServicer
-from scheduler_svc.errors import InvalidRequest, NotServed, handler
+from scheduler_svc.errors import InvalidRequest, handler
 from scheduler_svc.frontend import Frontend
 from scheduler_svc.messages import LoadReply
 
@@ -56,9 +57,15 @@ class AdminService(AdminServiceServicer):
         return pb.DrainResponse(num_aborted_requests=await self._frontend.drain(seconds or None))
 
     @handler
-    async def SwitchExecutor(self, request: pb.SwitchExecutorRequest, context: Any) -> NoReturn:
-        """Not served."""
-        raise NotServed("SwitchExecutor")
+    async def SwitchExecutor(
+        self, request: pb.SwitchExecutorRequest, context: Any
+    ) -> pb.SwitchExecutorResponse:
+        """Goes on with another executor between two steps."""
+        try:
+            address = check_address("executor", request.executor)
+        except ValueError as error:
+            raise InvalidRequest("executor", str(error).removeprefix("executor: ")) from None
+        return pb.SwitchExecutorResponse(epoch=await self._frontend.switch_executor(address))
 
     @handler
     async def StartProfile(self, request: pb.StartProfileRequest, context: Any) -> pb.StartProfileResponse:

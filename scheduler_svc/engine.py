@@ -22,11 +22,12 @@ from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, Session
 from scheduler_svc.engine_requests import Requests
 from scheduler_svc.errors import internal_problem
+from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.failures import Failures, SentPlan
 from scheduler_svc.guides import Compiled, Guides, MasksReady
-from scheduler_svc.link import (
+from scheduler_svc.link import ExecutorLink
+from scheduler_svc.link_events import (
     ExecutorAway,
-    ExecutorLink,
     Fenced,
     LinkEvent,
     LinkFailed,
@@ -36,6 +37,7 @@ from scheduler_svc.link import (
 from scheduler_svc.load import StepTimes, load_reply
 from scheduler_svc.messages import Code, Problem
 from scheduler_svc.profiler import Profiler
+from scheduler_svc.switch import Switch, SwitchPrepared
 from scheduler_svc.wire import StepFailed, StepReport
 
 _UNUSABLE = Problem(Code.UNAVAILABLE, "the executor cannot be used any more")
@@ -66,7 +68,9 @@ class _Stop:
     """There is nothing more to wait for; the engine sends this to itself."""
 
 
-_InboxItem = msg.Command | msg.SetLimits | DrainTimeout | GraceOver | Compiled | MasksReady | _Stop
+_InboxItem = (
+    msg.Command | msg.SetLimits | DrainTimeout | GraceOver | SwitchPrepared | Compiled | MasksReady | _Stop
+)
 Inbox = asyncio.Queue[_InboxItem]
 
 
@@ -84,17 +88,19 @@ class Engine:
         *,
         max_plan_ms: float = 4.0,
         loss_grace: float = 5.0,
+        executor: ExecutorAccess | None = None,
         guides: Guides | None = None,
     ) -> None:
         """`loss_grace`: seconds without an executor in which requests are accepted still.
 
-        `guides` None: no request has a guide.
+        `executor` is how executors are reached. `guides` None: no request has a guide.
         """
         self._guides, self._requests = guides, Requests(admission, publish, guides)
         self._max_plan_ms, self._loss_grace = max_plan_ms, loss_grace
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
         self._profiler = profiler
+        self._switch = Switch(link, executor or ExecutorAccess(""), publish, inbox.put_nowait)
         self._core: Scheduler | None = None
         self._failures: Failures | None = None
         self._state = msg.EngineState(serving=False)
@@ -122,6 +128,7 @@ class Engine:
             link.cancel()
             watch.cancel()
             self._end_grace()
+            self._switch.close()
         self._admission.has_executor = False
         self._publish_state()
         return self._exit
@@ -139,6 +146,7 @@ class Engine:
             for item in items:
                 handle(item)
             self._send_plans()
+            self._hand_over()
             self._answer_drains()
         except Exception:
             problem = internal_problem("the engine failed")
@@ -174,6 +182,10 @@ class Engine:
                 self._requests.take_compiled(item)
             case MasksReady():
                 self._requests.take_masks(item)
+            case msg.SwitchExecutor():
+                self._switch.begin(item)
+            case SwitchPrepared():
+                self._switch.take(item.outcome, self._core)
             case DrainTimeout():
                 self._num_aborted += self._requests.give_up_all()
             case GraceOver() if not self._epoch:
@@ -197,6 +209,17 @@ class Engine:
             loop = asyncio.get_running_loop()
             loop.call_later(command.timeout_seconds, self._inbox.put_nowait, DrainTimeout())
 
+    def _hand_over(self) -> None:
+        """Changes the executor where that is wanted, and the present one has no plan left to answer, or is away."""
+        if self._switch.prepared is None or (self._epoch and self._sent):
+            return
+        if self._failures is not None and self._epoch:
+            self._failures.recovery.left(time.monotonic())
+        self._epoch = 0
+        access = self._switch.hand_over()
+        self._profiler.switch(access)
+        _log.info("executor switched", executor=access.address)
+
     def _answer_drains(self) -> None:
         if self._drains and not len(self._requests):
             for key in self._drains:
@@ -218,7 +241,7 @@ class Engine:
 
     def _send_plan(self, num_answered: int = 0) -> bool:
         """Sends the next plan, if there is one; see Scheduler.schedule."""
-        if self._failures is None or not self._epoch:
+        if self._failures is None or not self._epoch or self._switch.prepared is not None:
             return False
         began = time.monotonic()
         plan = self._failures.recovery.schedule(began, self._num_decode_steps(), num_answered)
@@ -358,6 +381,7 @@ class Engine:
         self._end_grace()
         self._sent.clear()
         self._epoch = event.epoch
+        self._switch.opened(event.epoch)
         self._admission.has_executor = True
         self._publish_state(
             max_model_len=self._core.max_model_len,

@@ -14,7 +14,7 @@ from scheduler_svc.errors import ServiceError, internal_problem
 from scheduler_svc.messages import Code, Problem
 from scheduler_svc.stream import RequestStream
 
-Reply = msg.LoadReply | msg.PrefixCacheReset | msg.Drained | msg.ProfileReply
+Reply = msg.LoadReply | msg.PrefixCacheReset | msg.Drained | msg.ProfileReply | msg.ExecutorSwitched
 _FINISHES = tuple(Finish)
 _BUSY_SHARE = 0.5
 # Fewer streams than this cost too little to keep a first token waiting for.
@@ -140,6 +140,14 @@ class Frontend:
         reply = await self._query(lambda key: msg.Drain(key, timeout_seconds))
         assert isinstance(reply, msg.Drained)
         return reply.num_aborted_requests
+
+    async def switch_executor(self, executor: str) -> int:
+        """Goes on with another executor; returns its session's epoch. ServiceError where that cannot be."""
+        reply = await self._query(lambda key: msg.SwitchExecutor(key, executor))
+        assert isinstance(reply, msg.ExecutorSwitched)
+        if reply.problem is not None:
+            raise ServiceError(reply.problem)
+        return reply.epoch
 
     async def start_profile(self, num_steps: int) -> None:
         """Begins a profile; see StartProfile. ServiceError where that cannot be."""

@@ -7,22 +7,34 @@ never come behind its SessionLost.
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import grpc
 import structlog
 
-from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from scheduler_svc.core.step import Session, StepPlan
+from scheduler_svc.core.step import StepPlan
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.executor_access import SECRET_FLAG, ExecutorAccess
+from scheduler_svc.link_events import (
+    ExecutorAway,
+    Fenced,
+    LinkEvent,
+    LinkFailed,
+    SessionLost,
+    SessionOpened,
+)
 from scheduler_svc.plan_writer import PlanWriter
+from scheduler_svc.prepared_session import (
+    LINK_OPTIONS,
+    ExecutorCall,
+    PreparedSession,
+    SwitchRefused,
+    prepare_session,
+)
 from scheduler_svc.recording import Recorder
-from scheduler_svc.wire import StepFailed, StepReport, WireError, decode_result, decode_session, encode_plan
+from scheduler_svc.wire import StepReport, WireError, decode_result, decode_session, encode_plan
 
 _FIRST_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
@@ -31,53 +43,7 @@ _OPEN_TIMEOUT_SECONDS = 60.0
 _WARM_UP_POLL_SECONDS = 0.25
 # How long another scheduler's session may look alive, after its process was killed, before that is an error.
 _HELD_SECONDS = 5.0
-_OPTIONS: list[tuple[str, int]] = [
-    *CHANNEL_OPTIONS,
-    # Each attempt to connect is this file's own: no back-off is shared with the channel before.
-    ("grpc.use_local_subchannel_pool", 1),
-]
 _log = structlog.get_logger()
-_Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.ExecuteRequest, pb.ExecuteResponse]"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOpened:
-    """Plans may be sent."""
-
-    session: Session
-    epoch: int
-    weights_fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionLost:
-    """Plans sent and not answered are void. The link tries to open another session."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorAway:
-    """There has been no session for the time allowed. The link goes on trying."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fenced:
-    """Another scheduler has taken the executor over. The link has stopped."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class LinkFailed:
-    """The executor is not one that this scheduler can work with. The link has stopped."""
-
-    reason: str
-
-
-LinkEvent = SessionOpened | StepReport | StepFailed | SessionLost | ExecutorAway | Fenced | LinkFailed
 
 
 class _Lost(Exception):
@@ -110,13 +76,15 @@ class ExecutorLink:
         """
         self.scheduler_id = secrets.token_hex(16)
         self._access, self._model_fingerprint = access, model_fingerprint
-        self._address = access.address
         self._emit: Callable[[LinkEvent], None] = lambda event: None
         self._take_over, self._loss_timeout = take_over, loss_timeout
         self._weights_fingerprint = ""
         self._writer: PlanWriter | None = None
         """Of the open session; None before the first."""
         self._stream: asyncio.Task[None] | None = None
+        self._attempt: asyncio.Task[None] | None = None
+        self._next: PreparedSession | None = None
+        """The session to go on with once the present one is left."""
         self._away: asyncio.TimerHandle | None = None
         self._reason = "no answer"
         self._was_opened = self._has_lasted = self._has_warned = False
@@ -138,6 +106,30 @@ class ExecutorLink:
         if self._stream is not None:
             self._stream.cancel()
 
+    async def prepare(self, access: ExecutorAccess) -> PreparedSession:
+        """Opens a session with another executor, to hand over to; SwitchRefused where there can be none."""
+        return await prepare_session(access, self.scheduler_id, self._check_other)
+
+    def _check_other(self, description: pb.ExecutorDescription) -> None:
+        """SwitchRefused where what runs could not go on there."""
+        if self._last_session is not None and description.instance_id == self._last_session[0]:
+            raise SwitchRefused("that is the present executor")
+        difference = self._difference(description)
+        if difference is not None:
+            raise SwitchRefused(f"holds another model: {difference}")
+        try:
+            decode_session(description)
+        except WireError as error:
+            raise SwitchRefused(str(error)) from error
+
+    def hand_over(self, prepared: PreparedSession) -> None:
+        """Leaves the present executor, if there is one, for another; SessionOpened follows. No plan is unanswered."""
+        self._next = prepared
+        if self._stream is not None:
+            self._stream.cancel()
+        elif self._attempt is not None:
+            self._attempt.cancel()
+
     def close(self) -> None:
         """Ends the recording, if there is one. To be called last."""
         if self._recorder is not None:
@@ -151,16 +143,16 @@ class ExecutorLink:
         try:
             while True:
                 self._has_lasted = False
+                self._attempt = asyncio.ensure_future(self._try_once(backoff))
                 try:
-                    await self._run_channel()
-                except _Lost as lost:
-                    self._reason = str(lost)
-                    self._warn_once()
+                    await self._attempt
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if self._next is None or (task is not None and task.cancelling()):
+                        raise
+                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
                 if self._has_lasted:
                     backoff = _FIRST_BACKOFF_SECONDS
-                _log.debug("no session", executor=self._address, reason=self._reason, retry_seconds=backoff)
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         except _Final as final:
             self._emit(final.event)
         except Exception:
@@ -168,13 +160,28 @@ class ExecutorLink:
         finally:
             self._stop_clock()
 
+    async def _try_once(self, backoff: float) -> None:
+        """Runs a session until it is lost, and waits before the next one unless that is there already."""
+        try:
+            await self._run_channel()
+        except _Lost as lost:
+            self._reason = str(lost)
+            self._warn_once()
+        if self._next is None:
+            if self._has_lasted:
+                backoff = _FIRST_BACKOFF_SECONDS
+            _log.debug(
+                "no session", executor=self._access.address, reason=self._reason, retry_seconds=backoff
+            )
+            await asyncio.sleep(backoff)
+
     def _warn_once(self) -> None:
         """Says that the executor, never reached so far, is waited for."""
         if not self._was_opened and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "waiting for the executor",
-                executor=self._address,
+                executor=self._access.address,
                 reason=self._reason,
                 timeout_seconds=self._loss_timeout,
             )
@@ -186,7 +193,7 @@ class ExecutorLink:
         self._stop_clock()
         loop = asyncio.get_running_loop()
         self._away = loop.call_later(
-            self._loss_timeout, lambda: self._emit(ExecutorAway(f"{self._address}: {self._reason}"))
+            self._loss_timeout, lambda: self._emit(ExecutorAway(f"{self._access.address}: {self._reason}"))
         )
 
     def _stop_clock(self) -> None:
@@ -197,7 +204,17 @@ class ExecutorLink:
 
     async def _run_channel(self) -> None:
         """Connects, opens a session and runs it until it is lost. Raises _Lost or _Final."""
-        async with self._access.channel(_OPTIONS) as channel:
+        prepared, self._next = self._next, None
+        if prepared is not None:
+            self._access = prepared.access
+            async with prepared.channel:
+                try:
+                    self._begin(prepared.call, prepared.opened)
+                    await self._run_session(prepared.call)
+                finally:
+                    prepared.call.cancel()
+            return
+        async with self._access.channel(LINK_OPTIONS) as channel:
             stub = ExecutorServiceStub(channel)
             try:
                 epoch = await self._describe(stub)
@@ -229,7 +246,7 @@ class ExecutorLink:
     def _undescribed(self, error: grpc.aio.AioRpcError) -> Exception:
         """What it means that the executor does not say what it is."""
         if error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._was_opened:
-            reason = f"{SECRET_FLAG}: the executor at {self._address} wants another secret"
+            reason = f"{SECRET_FLAG}: the executor at {self._access.address} wants another secret"
             return _Final(LinkFailed(reason))
         return _Lost(_reason(error))
 
@@ -245,17 +262,21 @@ class ExecutorLink:
 
     def _check(self, description: pb.ExecutorDescription) -> None:
         """_Final where the executor holds another model, or not the weights it held before."""
-        if description.model_fingerprint != self._model_fingerprint:
-            raise self._mismatch("model", description.model_fingerprint, self._model_fingerprint)
-        weights = description.weights_fingerprint
+        difference = self._difference(description)
+        if difference is not None:
+            reason = f"--executor: {self._access.address} holds another model: {difference}"
+            raise _Final(LinkFailed(reason))
+
+    def _difference(self, description: pb.ExecutorDescription) -> str | None:
+        """How an executor's model differs from that of this scheduler; None where it does not."""
+        model, weights = description.model_fingerprint, description.weights_fingerprint
+        if model != self._model_fingerprint:
+            return f"model fingerprint {model}, not {self._model_fingerprint}"
         if self._was_opened and weights != self._weights_fingerprint:
-            raise self._mismatch("weights", weights, self._weights_fingerprint)
+            return f"weights fingerprint {weights}, not {self._weights_fingerprint}"
+        return None
 
-    def _mismatch(self, what: str, got: str, wanted: str) -> _Final:
-        reason = f"--executor: {self._address} holds another model: {what} fingerprint {got}, not {wanted}"
-        return _Final(LinkFailed(reason))
-
-    async def _open(self, call: _Call, epoch: int) -> None:
+    async def _open(self, call: ExecutorCall, epoch: int) -> None:
         """Opens the session and tells the engine."""
         # Only a scheduler's first session takes over: two of them must not go on stealing from each other.
         take_over = self._take_over and not self._was_opened
@@ -276,8 +297,11 @@ class ExecutorLink:
             raise refusal
         if answer.WhichOneof("response") != "opened":
             raise _Lost("the executor's first message does not open a session")
-        opened = answer.opened
-        self._check(opened.description)
+        self._check(answer.opened.description)
+        self._begin(call, answer.opened)
+
+    def _begin(self, call: ExecutorCall, opened: pb.SessionOpened) -> None:
+        """Tells the engine of a session that is open."""
         self._weights_fingerprint = opened.description.weights_fingerprint
         self._was_opened, self._held_since = True, None
         self._last_session = (opened.description.instance_id, opened.epoch)
@@ -286,12 +310,12 @@ class ExecutorLink:
         try:
             session = decode_session(opened.description)
         except WireError as error:
-            raise _Final(LinkFailed(f"--executor: {self._address}: {error}")) from error
+            raise _Final(LinkFailed(f"--executor: {self._access.address}: {error}")) from error
         if self._recorder is not None:
             self._recorder.opened(opened)
         self._emit(SessionOpened(session, opened.epoch, self._weights_fingerprint))
 
-    async def _refused(self, call: _Call) -> Exception:
+    async def _refused(self, call: ExecutorCall) -> Exception:
         """What it means that a session was not opened."""
         code, details = await call.code(), await call.details()
         if code is not grpc.StatusCode.FAILED_PRECONDITION:
@@ -300,7 +324,7 @@ class ExecutorLink:
         self._held_since = self._held_since or now
         if not self._was_opened and now - self._held_since > _HELD_SECONDS:
             advice = "--take-over ends another scheduler's session"
-            return _Final(LinkFailed(f"--executor: {self._address}: {details}; {advice}"))
+            return _Final(LinkFailed(f"--executor: {self._access.address}: {details}; {advice}"))
         return _Lost(details or code.name)
 
     def _ended(self, code: grpc.StatusCode, details: str | None) -> Exception:
@@ -310,13 +334,13 @@ class ExecutorLink:
             return _Final(Fenced(reason))
         return _Lost(reason)
 
-    async def _run_session(self, call: _Call) -> None:
+    async def _run_session(self, call: ExecutorCall) -> None:
         """Carries messages until the stream ends, and tells the engine that it did."""
         assert self._writer is not None
         self._stream = asyncio.ensure_future(self._read(call))
         try:
             await asyncio.wait([self._stream])
-            self._reason = "the session was given up"
+            self._reason = "the session was given up" if self._next is None else "another executor takes over"
             if not self._stream.cancelled():
                 await self._stream  # raises what ended it
         except WireError as error:
@@ -334,7 +358,7 @@ class ExecutorLink:
             self._emit(SessionLost(self._reason))
         raise _Lost(self._reason)
 
-    async def _read(self, call: _Call) -> None:
+    async def _read(self, call: ExecutorCall) -> None:
         while True:
             try:
                 message = await call.read()

@@ -107,7 +107,15 @@ class StopProfile:
     key: int
 
 
-Command = Submit | Abort | LoadQuery | ResetPrefixCache | Drain | StartProfile | StopProfile
+@dataclass(frozen=True, slots=True)
+class SwitchExecutor:
+    """Goes on with the executor at an address, between two steps. Answered by ExecutorSwitched."""
+
+    key: int
+    executor: str
+
+
+Command = Submit | Abort | LoadQuery | ResetPrefixCache | Drain | StartProfile | StopProfile | SwitchExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +341,15 @@ class ProfileReply:
     """What was recorded, where one has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutorSwitched:
+    """The requests are on the other executor, whose session has this epoch; or a problem keeps them where they are."""
+
+    key: int
+    epoch: int = 0
+    problem: Problem | None = None
+
+
 Event = (
     EngineState
     | ApiKeys
@@ -343,4 +360,5 @@ Event = (
     | PrefixCacheReset
     | Drained
     | ProfileReply
+    | ExecutorSwitched
 )

@@ -59,6 +59,8 @@ def encode_command(command: msg.Command) -> pb.Command:
             message.start_profile.CopyFrom(pb.StartProfile(num_steps=command.num_steps))
         case msg.StopProfile():
             message.stop_profile.SetInParent()
+        case msg.SwitchExecutor():
+            message.switch_executor.CopyFrom(pb.SwitchExecutor(executor=command.executor))
     return message
 
 
@@ -80,6 +82,8 @@ def decode_command(message: pb.Command, key: int) -> msg.Command:
             return msg.StartProfile(key, message.start_profile.num_steps)
         case "stop_profile":
             return msg.StopProfile(key)
+        case "switch_executor":
+            return msg.SwitchExecutor(key, message.switch_executor.executor)
     raise FrameError("a command that says nothing")
 
 

@@ -48,6 +48,10 @@ def encode_event(event: msg.Event, key_of: Callable[[int], int]) -> pb.Event:
         case msg.Drained():
             num_aborted = event.num_aborted_requests
             return pb.Event(drained=pb.Drained(key=key_of(event.key), num_aborted_requests=num_aborted))
+        case msg.ExecutorSwitched():
+            reason = None if event.problem is None else _encode_problem(event.problem)
+            switched = pb.ExecutorSwitched(key=key_of(event.key), epoch=event.epoch, problem=reason)
+            return pb.Event(executor_switched=switched)
         case msg.ProfileReply():
             return pb.Event(profile=_encode_profile_reply(event, key_of(event.key)))
 
@@ -75,6 +79,10 @@ def decode_event(message: pb.Event) -> msg.Event:
             return msg.PrefixCacheReset(reset.key, reset.num_blocks)
         case "drained":
             return msg.Drained(message.drained.key, message.drained.num_aborted_requests)
+        case "executor_switched":
+            switched = message.executor_switched
+            reason = _decode_problem(switched.problem) if switched.HasField("problem") else None
+            return msg.ExecutorSwitched(switched.key, switched.epoch, reason)
         case "profile":
             return _decode_profile_reply(message.profile)
     raise FrameError("an event that says nothing")

@@ -226,6 +226,12 @@ class AsyncClient:
         request = admin_pb2.GetLoadRequest()
         return responses.load(await self._unary(self._lanes.first.admin.GetLoad, request, timeout))
 
+    async def switch_executor(self, executor: str, *, timeout: float | None = None) -> int:
+        """Moves what runs to the executor at that address, between two steps; returns its session's epoch."""
+        request = requests.switch_executor_request(executor)
+        response = await self._unary(self._lanes.first.admin.SwitchExecutor, request, timeout)
+        return int(response.epoch)
+
     async def start_profile(self, num_steps: int = 0, *, timeout: float | None = None) -> None:
         """Begins to record `num_steps` forward passes of both services, 0: as many as may be; see docs/profiling.md."""
         request = admin_pb2.StartProfileRequest(num_steps=num_steps)

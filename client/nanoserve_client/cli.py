@@ -17,6 +17,7 @@ from nanoserve_client.commands import (
     replay,
     serve,
     simulate,
+    switch_executor,
     top,
     verify_recording,
 )
@@ -28,6 +29,7 @@ _COMMANDS = {
     "chat": (chat, "talk with the served model"),
     "load": (load, "show the load of a server"),
     "top": (top, "watch what a server does, live"),
+    "switch-executor": (switch_executor, "move what runs to another executor, dropping nothing"),
     "api-key": (api_key, "make an API key and its entry for the scheduler's key file"),
     "profile": (profile, "record some steps of a server as one Chrome trace"),
     "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.message import Message as ProtoMessage
 
 from nanoserve.bearer import Metadata
+from nanoserve.v1 import admin_pb2
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve_client.errors import InvalidRequest
 from nanoserve_client.options import GenerateOptions, Guided, Message, Messages, Prompt
@@ -83,6 +84,13 @@ def get_model_request(model: str) -> pb.GetModelRequest:
     """The GetModel message; InvalidRequest where `model` is no text."""
     request = pb.GetModelRequest()
     _set(request, "model", model)
+    return request
+
+
+def switch_executor_request(executor: str) -> admin_pb2.SwitchExecutorRequest:
+    """The SwitchExecutor message; InvalidRequest where `executor` is no text."""
+    request = admin_pb2.SwitchExecutorRequest()
+    _set(request, "executor", executor)
     return request
 
 

@@ -229,6 +229,12 @@ class Client:
             self._unary(self._lanes.first.admin.GetLoad, admin_pb2.GetLoadRequest(), timeout)
         )
 
+    def switch_executor(self, executor: str, *, timeout: float | None = None) -> int:
+        """Moves what runs to the executor at that address, between two steps; returns its session's epoch."""
+        request = requests.switch_executor_request(executor)
+        response = self._unary(self._lanes.first.admin.SwitchExecutor, request, timeout)
+        return int(response.epoch)
+
     def start_profile(self, num_steps: int = 0, *, timeout: float | None = None) -> None:
         """Begins to record `num_steps` forward passes of both services, 0: as many as may be; see docs/profiling.md."""
         request = admin_pb2.StartProfileRequest(num_steps=num_steps)

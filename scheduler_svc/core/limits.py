@@ -64,6 +64,14 @@ class Limits:
         if self.start_bytes(request, longest) > MAX_START_BYTES:
             raise RequestRefused("prompt", f"may come to {longest} tokens, too many for one message")
 
+    def holds(self, request: Request) -> bool:
+        """Whether the request could be served alone."""
+        try:
+            self.check(request)
+        except RequestRefused:
+            return False
+        return True
+
     def start_bytes(self, request: Request, num_tokens: int) -> int:
         """Bound of the size of a start with so many tokens: them, their block table, end tokens, biases, the rest."""
         num_ints = num_tokens + self.blocks_to_start(num_tokens)

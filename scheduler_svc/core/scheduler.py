@@ -29,6 +29,7 @@ import numpy as np
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.confirmer import Confirmer
 from scheduler_svc.core.draft import Draft, PlannedStep
+from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.masks import TokenMask
 from scheduler_svc.core.planner import Planner
 from scheduler_svc.core.policy import POLICIES
@@ -226,6 +227,11 @@ class Scheduler:
         """
         assert not self._in_flight
         self._state.hold(is_held)
+
+    def num_lost_by(self, session: Session) -> int:
+        """How many sequences such a session could not hold any more. ValueError as for a first session."""
+        limits = Limits(self._config, session)
+        return sum(not limits.holds(sequence.request) for sequence in self._state.live.values())
 
     def reset(self, session: Session, now: float) -> list[int]:
         """Goes on with a new session: unanswered plans are void, every live sequence waits with its confirmed tokens.

@@ -11,7 +11,6 @@ from scheduler_svc.core.draft import PlannedStep
 from scheduler_svc.core.kv_cache import KVCache
 from scheduler_svc.core.limits import Limits
 from scheduler_svc.core.policy import BatchingPolicy
-from scheduler_svc.core.request import RequestRefused
 from scheduler_svc.core.rows import RowTable
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.stats import Counters
@@ -57,9 +56,7 @@ class State:
             self.cache = self._new_cache()
         lost = []
         for sequence in list(self.live.values()):
-            try:
-                limits.check(sequence.request)
-            except RequestRefused:
+            if not limits.holds(sequence.request):
                 del self.live[sequence.sequence_id]
                 lost.append(sequence.sequence_id)
                 continue

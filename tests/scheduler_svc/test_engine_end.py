@@ -16,7 +16,7 @@ from scheduler_svc.engine import Engine
 from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.grammar_store import GrammarStore
 from scheduler_svc.guides import Guides
-from scheduler_svc.link import Fenced, LinkEvent, LinkFailed, SessionOpened
+from scheduler_svc.link_events import Fenced, LinkEvent, LinkFailed, SessionOpened
 from scheduler_svc.profiler import Profiler
 
 SESSION = Session("an instance", 12, 4, 4, 40, 16, 13)

@@ -60,6 +60,7 @@ COMMANDS = st.one_of(
     st.builds(msg.ResetPrefixCache, KEYS),
     st.builds(msg.Drain, KEYS, st.none() | REALS),
     st.builds(msg.StartProfile, KEYS, INT32),
+    st.builds(msg.SwitchExecutor, KEYS, st.text(max_size=20)),
     st.builds(msg.StopProfile, KEYS),
 )
 PROBLEMS = st.builds(msg.Problem, st.sampled_from(msg.Code), TEXTS, TEXTS, REALS)
@@ -132,6 +133,7 @@ EVENTS = st.one_of(
     ),
     st.builds(msg.PrefixCacheReset, KEYS, COUNTS),
     st.builds(msg.Drained, KEYS, COUNTS),
+    st.builds(msg.ExecutorSwitched, KEYS, st.integers(0, 2**64 - 1), st.none() | PROBLEMS),
     st.builds(msg.ProfileReply, KEYS, st.none() | PROBLEMS, st.none() | PROFILES),
 )
 

@@ -26,7 +26,7 @@ class EngineFrame(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., stopping: bool = ..., ping: bool = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("key", "submit", "abort", "load_query", "reset_prefix_cache", "drain", "start_profile", "stop_profile")
+    __slots__ = ("key", "submit", "abort", "load_query", "reset_prefix_cache", "drain", "start_profile", "stop_profile", "switch_executor")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class Command(_message.Message):
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     START_PROFILE_FIELD_NUMBER: _ClassVar[int]
     STOP_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     key: int
     submit: Submit
     abort: Abort
@@ -43,7 +44,8 @@ class Command(_message.Message):
     drain: Drain
     start_profile: StartProfile
     stop_profile: StopProfile
-    def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., start_profile: _Optional[_Union[StartProfile, _Mapping]] = ..., stop_profile: _Optional[_Union[StopProfile, _Mapping]] = ...) -> None: ...
+    switch_executor: SwitchExecutor
+    def __init__(self, key: _Optional[int] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ..., reset_prefix_cache: _Optional[_Union[ResetPrefixCache, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., start_profile: _Optional[_Union[StartProfile, _Mapping]] = ..., stop_profile: _Optional[_Union[StopProfile, _Mapping]] = ..., switch_executor: _Optional[_Union[SwitchExecutor, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "max_tokens", "seed", "n", "sampling", "min_tokens", "end_token_ids", "priority", "cache_salt", "guide", "tenant", "resumed")
@@ -147,8 +149,14 @@ class StopProfile(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class SwitchExecutor(_message.Message):
+    __slots__ = ("executor",)
+    EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    executor: str
+    def __init__(self, executor: _Optional[str] = ...) -> None: ...
+
 class Event(_message.Message):
-    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained", "profile", "api_keys")
+    __slots__ = ("state", "accepted", "refused", "step", "load", "prefix_cache_reset", "drained", "profile", "api_keys", "executor_switched")
     STATE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +166,7 @@ class Event(_message.Message):
     DRAINED_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     API_KEYS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_SWITCHED_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     accepted: Accepted
     refused: Refused
@@ -167,7 +176,8 @@ class Event(_message.Message):
     drained: Drained
     profile: ProfileReply
     api_keys: ApiKeys
-    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., profile: _Optional[_Union[ProfileReply, _Mapping]] = ..., api_keys: _Optional[_Union[ApiKeys, _Mapping]] = ...) -> None: ...
+    executor_switched: ExecutorSwitched
+    def __init__(self, state: _Optional[_Union[EngineState, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., step: _Optional[_Union[StepBatch, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., prefix_cache_reset: _Optional[_Union[PrefixCacheReset, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., profile: _Optional[_Union[ProfileReply, _Mapping]] = ..., api_keys: _Optional[_Union[ApiKeys, _Mapping]] = ..., executor_switched: _Optional[_Union[ExecutorSwitched, _Mapping]] = ...) -> None: ...
 
 class ApiKeys(_message.Message):
     __slots__ = ("keys",)
@@ -318,6 +328,16 @@ class PrefixCacheReset(_message.Message):
     key: int
     num_blocks: int
     def __init__(self, key: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class ExecutorSwitched(_message.Message):
+    __slots__ = ("key", "epoch", "problem")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    epoch: int
+    problem: Problem
+    def __init__(self, key: _Optional[int] = ..., epoch: _Optional[int] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
 
 class Drained(_message.Message):
     __slots__ = ("key", "num_aborted_requests")
