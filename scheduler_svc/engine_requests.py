@@ -106,7 +106,8 @@ class Requests:
 
     def _guide(self, live: list[int], request: Request, grammar: Grammar) -> None:
         """Lets a guided request's sequences begin; those that have tokens, once these are followed."""
-        assert self.core is not None and self._guides is not None
+        assert self.core is not None
+        assert self._guides is not None
         if request.resumed:
             known = [tokens for tokens in request.resumed if tokens is not None]
             self._guides.resume(dict(zip(live, known, strict=True)), request, grammar)
