@@ -2,7 +2,6 @@
 
     ServiceError              a Problem, as messages tell it
       InvalidRequest          INVALID_ARGUMENT, names a field
-      NotServed               UNIMPLEMENTED, names a field or method
 Anything else that a handler raises is a bug: INTERNAL with an id that is in the log, and no stack for the client.
 Only what gRPC raises when a client has gone is none: it ends the call as a cancellation does.
 """
@@ -40,13 +39,6 @@ class InvalidRequest(ServiceError):
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(Problem(Code.INVALID_ARGUMENT, description, field))
-
-
-class NotServed(ServiceError):
-    """The request asks for what this server does not do."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__(Problem(Code.UNIMPLEMENTED, "is not served yet", field))
 
 
 def internal_problem(what: str, **context: Any) -> Problem:

@@ -97,6 +97,15 @@ def kill_executor(server: LocalServer) -> None:
     os.kill(server.executor_pid, signal.SIGKILL)
 
 
+def terminate_executor(server: LocalServer) -> None:
+    os.kill(server.executor_pid, signal.SIGTERM)
+
+
+def stop_executor(server: LocalServer) -> None:
+    """It hangs: its parent has to notice."""
+    os.kill(server.executor_pid, signal.SIGSTOP)
+
+
 def kill_scheduler(server: LocalServer) -> None:
     os.kill(server.scheduler_pid, signal.SIGKILL)
 
@@ -106,7 +115,9 @@ def kill_both(server: LocalServer) -> None:
     kill_scheduler(server)
 
 
-@pytest.mark.parametrize("disturb", [kill_executor, kill_scheduler, kill_both])
+@pytest.mark.parametrize(
+    "disturb", [kill_executor, terminate_executor, stop_executor, kill_scheduler, kill_both]
+)
 def test_every_stream_tells_what_it_tells_undisturbed(server: LocalServer, disturb: Any) -> None:
     wanted = asyncio.run(complete_all(server.address))
     completions = asyncio.run(complete_all(server.address, lambda: disturb(server)))
