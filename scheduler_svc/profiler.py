@@ -42,8 +42,9 @@ class Profiler:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def switch(self, executor: ExecutorAccess) -> None:
-        """From now on another executor is asked; what is recorded of the present one ends with its session."""
+        """From now on another executor is asked; what is being recorded of the present one is given up."""
         self._executor = executor
+        self.spans = self._recorded = None
 
     def handle(self, command: msg.StartProfile | msg.StopProfile, last_step_id: int) -> None:
         """Begins to do what is asked; a ProfileReply tells of it. `last_step_id` is the latest plan in flight, or 0."""

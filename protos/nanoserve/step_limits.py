@@ -5,6 +5,7 @@ under 10 s, and counted in ticks of whoever watches: where that process was held
 """
 
 _MIN_SECONDS = 10.0
+# Covers, beside what others on the machine do, that attention costs more than in proportion to a step's tokens.
 _FACTOR = 20.0
 # Until a step was seen. A processor that needs more than 20 times this for a token is taken to hang.
 _SECONDS_PER_TOKEN = 0.01
@@ -34,10 +35,9 @@ class StepLimits:
         if size in self._seconds:
             return self._seconds[size]
         smaller = max((other for other in self._seconds if other < size), default=None)
-        if (
-            smaller is not None
-        ):  # twice the tokens take at most twice as long, and as long again for what they read
-            return self._seconds[smaller] * 4.0 ** (size - smaller)
+        if smaller is not None:
+            # So many times the tokens take so many times as long at most, but for attention: see _FACTOR.
+            return self._seconds[smaller] * 2.0 ** (size - smaller)
         larger = min(self._seconds, default=None)
         return self._seconds[larger] if larger is not None else _SECONDS_PER_TOKEN * num_tokens
 
