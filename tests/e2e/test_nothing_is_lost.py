@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,39 @@ def read_to_the_end(
         next(stream)
         disturb()
         stream.result()
+
+
+# An executor that ends as soon as it computes a prompt that begins with token 666.
+DEADLY = """
+import os, sys
+from executor_svc.process import main
+from executor_svc.virtual import VirtualRunner
+launch = VirtualRunner.launch
+def deadly_launch(self, step):
+    if any(start.token_ids[0] == 666 for start in step.plan.starts):
+        os._exit(9)
+    return launch(self, step)
+VirtualRunner.launch = deadly_launch
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_request_that_kills_executors_ends_alone() -> None:
+    command = [sys.executable, "-P", "-c", DEADLY]
+    with LocalServer(executor_flags=VIRTUAL, executor_command=command) as server:
+
+        async def test() -> None:
+            async with ns.AsyncClient(server.address) as client:
+                fields: dict[str, Any] = {"max_tokens": 100, "ignore_eos": True, "n": 2}
+                others = [asyncio.ensure_future(client.generate([i, 2], seed=i, **fields)) for i in range(3)]
+                await asyncio.sleep(0.3)
+                with pytest.raises(ns.Internal):
+                    await client.generate([666, 1], max_tokens=5)
+                for i, other in enumerate(others):
+                    assert essence(await other) == essence(await client.generate([i, 2], seed=i, **fields))
+
+        asyncio.run(test())
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
