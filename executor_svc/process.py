@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The address first: that it is taken should not be learnt after minutes of loading.
         secret = None if config.secret_file is None else read_secret("--secret-file", config.secret_file)
         server = ExecutorServer(config.listen, config.tls, secret)
-        runner, identity = build_runner(config, place)
+        runner, identity = build_runner(config, place, server.warm_up)
         profiling = build_profiling(config, runner)
     except (CheckpointError, ValueError) as error:
         print(f"nanoserve-executor: error: {error}", file=sys.stderr)
@@ -125,27 +125,34 @@ def _follow(config: ExecutorConfig, place: Place) -> int:
     return 0
 
 
-def build_runner(config: ExecutorConfig, place: Place | None = None) -> tuple[StepRunner, Identity]:
+def build_runner(
+    config: ExecutorConfig,
+    place: Place | None = None,
+    identified: Callable[[Identity], None] = lambda identity: None,
+) -> tuple[StepRunner, Identity]:
     """Builds what the flags ask for, ready to run; `place` is where `torchrun` has put this process, if it did.
 
-    CheckpointError or ValueError, one line, where it cannot be.
+    `identified` is called once it is known what that will be, which is long before. CheckpointError or ValueError, one
+    line, where it cannot be.
     """
     if not config.virtual:
         model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
+        identified(identity := _identity(model_dir))
         if config.tensor_parallel_size > 1:
             from executor_svc.parallel.leader import build_leader
 
-            return build_leader(config, model_dir, place), _identity(model_dir)
+            return build_leader(config, model_dir, place), identity
         from executor_svc.build import build_torch_runner
 
-        return build_torch_runner(config, model_dir), _identity(model_dir)
+        return build_torch_runner(config, model_dir), identity
     try:
         virtual_dir = find_checkpoint(config.model, weights=False)
     except CheckpointError:
         if config.model is not None:
             raise
         virtual_dir = None
-    return build_virtual_runner(config, virtual_dir), _identity(virtual_dir)
+    identified(identity := _identity(virtual_dir))
+    return build_virtual_runner(config, virtual_dir), identity
 
 
 def build_profiling(config: ExecutorConfig, runner: StepRunner) -> Profiling | None:

@@ -28,6 +28,7 @@ from executor_svc.session import (
     SessionReplaced,
 )
 from executor_svc.session_manager import SessionManager
+from executor_svc.warming import WarmingService
 from executor_svc.wire import Identity
 from nanoserve.address import SERVER_OPTIONS, bound_address
 from nanoserve.bearer import SecretInterceptor
@@ -211,7 +212,7 @@ def _read(session: Session, requests: Iterator[pb.ExecuteRequest]) -> None:
 
 
 class ExecutorServer:
-    """A gRPC server at one address: bound when made, serving from `start` to `stop`."""
+    """A gRPC server at one address: bound when made, answering from `warm_up` and serving from `start` to `stop`."""
 
     def __init__(self, listen: str, tls: ServerTls | None = None, secret: str | None = None) -> None:
         """Binds; ValueError, naming the flag, where the address cannot be had or a file of `tls` is no good.
@@ -236,22 +237,34 @@ class ExecutorServer:
         """The address bound, port 0 replaced by the one picked."""
         self._socket_file = BoundSocket(listen)
         self._health = health.HealthServicer()
+        self._face: WarmingService | None = None
         self._service: ExecutorService | None = None
         self._stopped = threading.Event()
 
-    def start(self, runner: StepRunner, identity: Identity, profiling: Profiling | None = None) -> None:
-        """Serves the runner, which must be ready; health is SERVING from now on."""
-        self._service = ExecutorService(runner, identity, profiling)
+    def warm_up(self, identity: Identity) -> None:
+        """Listens: Describe says who warms up, and health NOT_SERVING."""
+        self._face = WarmingService(identity)
         checked = CheckedServer(self._server)
-        executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._service, checked)
+        executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self._face, checked)
         health_pb2_grpc.add_HealthServicer_to_server(
             self._health, CheckedServer(self._server, self._health_threads)
         )
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         add_ServerReflectionServicer_to_server(reflection.ReflectionServicer(names), checked)
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._server.start()
+
+    def start(self, runner: StepRunner, identity: Identity, profiling: Profiling | None = None) -> None:
+        """Serves the runner, which must be ready; health is SERVING from now on."""
+        if self._face is None:
+            self.warm_up(identity)
+        assert self._face is not None
+        self._face.ready = self._service = ExecutorService(runner, identity, profiling)
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, status)
 
     def stop(self, grace_seconds: float) -> bool:
         """Stops: health NOT_SERVING, plans taken are answered, other calls get the grace; then frees the runner.

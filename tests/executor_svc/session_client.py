@@ -1,7 +1,8 @@
 """A scheduler's end of an Execute stream, for tests, and a server in this process."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
@@ -128,3 +129,11 @@ def first_plan(step_id: int = 1, row: int = 0) -> StepPlan:
     """Starts a row and computes its prompt of nine tokens."""
     start = make_start(row, range(9), [1, 2, 3, 4])
     return make_plan(step_id, starts=(start,), prefills=(Prefill(row, 0, 9, True),))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Returns once that is so."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

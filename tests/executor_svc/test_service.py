@@ -14,7 +14,7 @@ import pytest
 from executor_plans import TINY, ints, make_plan
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from session_client import IDENTITY, TIMEOUT_SECONDS, Gate, Stream, first_plan, serving
+from session_client import IDENTITY, TIMEOUT_SECONDS, Gate, Stream, first_plan, serving, wait_until
 
 from executor_svc.plan import ErrorCode, StepFailure
 from executor_svc.service import SERVICE_NAME, ExecutorServer
@@ -400,3 +400,47 @@ def test_the_command_fails_with_one_line_that_names_what_is_wrong(tmp_path: Path
                 assert process.returncode == status
                 (line,) = stderr.splitlines()
                 assert words in line
+
+
+SLOW_START = """
+import sys, time, executor_svc.process as process
+build = process.build_virtual_runner
+def build_slowly(*arguments):
+    time.sleep(float(sys.argv[1]))
+    return build(*arguments)
+process.build_virtual_runner = build_slowly
+sys.exit(process.main(['--virtual', '--listen', sys.argv[2]]))
+"""
+
+
+def test_an_executor_that_warms_up_says_so_and_serves_nothing(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/executor"
+    command = [sys.executable, "-c", SLOW_START, "3", address]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            with grpc.insecure_channel(address) as channel:
+                grpc.channel_ready_future(channel).result(TIMEOUT_SECONDS)
+                first = describe(channel)
+                assert first.warming_up
+                assert first.description.model_fingerprint
+                code, _ = Stream(channel).open("a", 0).end()
+                assert code is grpc.StatusCode.UNAVAILABLE
+                checked = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+                assert checked.status == health_pb2.HealthCheckResponse.NOT_SERVING
+                wait_until(lambda: not describe(channel).warming_up)
+                assert describe(channel).description.instance_id == first.description.instance_id
+                Stream(channel).open("a", 0).opened()
+        finally:
+            process.terminate()
+            assert process.wait(TIMEOUT_SECONDS) == 0
+
+
+def test_a_signal_ends_an_executor_that_warms_up(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/executor"
+    command = [sys.executable, "-c", SLOW_START, "100", address]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with grpc.insecure_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(TIMEOUT_SECONDS)
+            assert describe(channel).warming_up
+        process.terminate()
+        assert process.wait(TIMEOUT_SECONDS) == 0

@@ -5,14 +5,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from session_client import IDENTITY, TIMEOUT_SECONDS, Gate, Stream, first_plan, serving
+from session_client import IDENTITY, TIMEOUT_SECONDS, Gate, Stream, first_plan, serving, wait_until
 
 from executor_svc import service
 from executor_svc.service import ExecutorServer, ExecutorService
@@ -33,13 +33,6 @@ def is_serving(channel: grpc.Channel) -> bool:
     check = health_pb2_grpc.HealthStub(channel).Check
     answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def session_threads() -> list[str]:

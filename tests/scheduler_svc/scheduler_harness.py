@@ -64,7 +64,16 @@ class Executor:
         self.secret: str | None = None
         self._server: ExecutorServer | None = None
 
+    def warm_up(self) -> None:
+        """Listens, and is not ready before `start`."""
+        self._identity = Identity(uuid.uuid4().hex, self.model_fingerprint, self.weights_fingerprint, "test")
+        self._server = ExecutorServer(self.address, self.tls, self.secret)
+        self._server.warm_up(self._identity)
+
     def start(self) -> None:
+        if self._server is None:
+            self.warm_up()
+        assert self._server is not None
         runner = self.runner(
             self.limits,
             self.model,
@@ -72,9 +81,7 @@ class Executor:
             checked=True,
             hooks=self.hooks,
         )
-        identity = Identity(uuid.uuid4().hex, self.model_fingerprint, self.weights_fingerprint, "test")
-        self._server = ExecutorServer(self.address, self.tls, self.secret)
-        self._server.start(runner, identity, self.profiling)
+        self._server.start(runner, self._identity, self.profiling)
 
     async def stop(self) -> None:
         """Off the loop, since plans are still answered meanwhile."""

@@ -78,6 +78,22 @@ def test_requests_that_come_while_the_executor_is_away_wait_for_it(tmp_path: Pat
     run(test)
 
 
+def test_an_executor_that_warms_up_is_waited_for_as_long_as_it_does(tmp_path: Path):
+    async def test() -> None:
+        executor = Executor(f"unix:{tmp_path}/executor")
+        executor.warm_up()
+        async with Service(tmp_path, executor=executor, executor_loss_timeout=0.5) as service:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(service.server.wait(), 1.5)
+            with refused(UNAVAILABLE):
+                await service.generate([1])
+            executor.start()
+            await service.serving()
+            assert len((await service.generate([1], max_tokens=5)).token_ids[0]) == 5
+
+    run(test)
+
+
 def test_after_a_grace_no_more_requests_are_accepted_and_those_that_were_go_on_when_it_is_back(
     tmp_path: Path,
 ):
