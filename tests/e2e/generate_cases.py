@@ -204,13 +204,3 @@ def cache_salt(api: Api) -> None:
     cached("one")
     assert cached("one") > 0
     assert cached("two") == 0
-
-
-def resume_is_refused(**given: Any) -> Case:
-    """Not served yet, whatever is in it."""
-
-    def case(api: Api) -> None:
-        with refused("resume", grpc.StatusCode.UNIMPLEMENTED):
-            continued(api, resume=given)
-
-    return case

@@ -9,9 +9,11 @@ import grpc
 import pytest
 from contract import Api, digest, refused
 from generate_cases import VIRTUAL, Case
+from processes import running
 
 from nanoserve_client.supervisor import LocalServer
 
+_ANY_PORT = "--listen=127.0.0.1:0"
 MAX_NUM_DECODE_STEPS = 8
 """Of a plan, by the executor's default."""
 THINKING_TEMPLATE = """{%- for message in messages -%}
@@ -110,9 +112,17 @@ def drain_timeout(api: Api) -> None:
 
 
 def executor(api: Api) -> None:
-    """The whole method is not served yet."""
-    with refused("SwitchExecutor", grpc.StatusCode.UNIMPLEMENTED):
+    """Of a server of its own, which goes on over there."""
+    with refused("executor"):
+        api.ask("SwitchExecutor", executor="elsewhere")
+    with refused("executor", grpc.StatusCode.FAILED_PRECONDITION):
         api.ask("SwitchExecutor", executor="unix:/elsewhere")
+    with LocalServer(executor_flags=VIRTUAL) as server, running("executor_svc", *VIRTUAL, _ANY_PORT) as other:
+        switched = Api(server.address)
+        address = other.event("listening")["address"]
+        assert switched.ask("SwitchExecutor", executor=address).epoch == 1
+        server.kill()
+        switched.close()
 
 
 def num_steps(api: Api) -> None:

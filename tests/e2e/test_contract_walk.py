@@ -11,9 +11,10 @@ from pathlib import Path
 import generate_cases as generate
 import other_cases as other
 import pytest
+import resume_cases as resume
 from answers import MEANINGS, hear_everything
 from contract import FILES, METHODS, Api, Seen, leaves, messages_below, values_of
-from generate_cases import Case, keeps_only_the_best, looks_like, repeats_less, resume_is_refused, until
+from generate_cases import Case, keeps_only_the_best, looks_like, repeats_less, until
 from google.protobuf.message import Message
 from other_cases import chat_cases, model_of, read_by_generate, read_by_tokenize
 
@@ -52,11 +53,11 @@ CASES: dict[str, Case] = {
     "GenerateRequest.guided.grammar": looks_like("(ab)+", grammar='start: "ab"+'),
     "GenerateRequest.priority": generate.priority,
     "GenerateRequest.cache_salt": generate.cache_salt,
-    "GenerateRequest.resume.seed": resume_is_refused(seed=1),
-    "GenerateRequest.resume.prompt_digest": resume_is_refused(prompt_digest=b"x"),
-    "GenerateRequest.resume.outputs.token_ids": resume_is_refused(outputs=[{"token_ids": [1]}]),
-    "GenerateRequest.resume.outputs.text_length": resume_is_refused(outputs=[{"text_length": 1}]),
-    "GenerateRequest.resume.outputs.finished": resume_is_refused(outputs=[{"finished": True}]),
+    "GenerateRequest.resume.seed": resume.seed,
+    "GenerateRequest.resume.prompt_digest": resume.prompt_digest,
+    "GenerateRequest.resume.outputs.token_ids": resume.token_ids,
+    "GenerateRequest.resume.outputs.text_length": resume.text_length,
+    "GenerateRequest.resume.outputs.finished": resume.finished,
     "TokenizeRequest.model": model_of("Tokenize", text="x"),
     "TokenizeRequest.text": other.tokenize_text,
     **chat_cases("TokenizeRequest.chat", read_by_tokenize),
@@ -72,7 +73,7 @@ CASES: dict[str, Case] = {
 NEVER_SET = {
     "GetModelResponse.default_sampling.seed",  # there is no default seed
     "GetModelResponse.default_sampling.logit_bias",  # nor bias
-    "SwitchExecutorResponse.epoch",  # the method is refused
+    "SwitchExecutorResponse.epoch",  # there is no other executor
 }
 FLAGS = {
     "executor_flags": ["--verify", "--num-kv-blocks=33", f"--max-num-seqs={generate.MAX_NUM_SEQS}"],
