@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.exposure_reason is not None:
         logger.warning("insecure", reason=config.exposure_reason)
     with _signals() as received:
+        if page is not None:
+            page.beat()  # from here on it is judged
         server.start(runner if page is None else WatchedRunner(runner, page), identity, profiling)
         logger.info(
             "listening",
