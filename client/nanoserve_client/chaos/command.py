@@ -4,28 +4,50 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from nanoserve_client.chaos import report
+from nanoserve_client.chaos import goodput, kill_loop, report, soak
 from nanoserve_client.chaos.executors import EXECUTORS
 from nanoserve_client.chaos.profile import load_profile, profile_names
 from nanoserve_client.chaos.runner import Plan, play_runs
 from nanoserve_client.chaos.runs import RunRecord
 from nanoserve_client.chaos.stack import ServiceLog
+from nanoserve_client.chaos.trials import TrialPlan, TrialResult
 from nanoserve_client.errors import InvalidRequest, NanoserveError
 
 _TELL_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One that is not made of runs; the figures are what it takes where nothing is said."""
+
+    summary: str
+    play: Callable[[TrialPlan, ServiceLog], Awaitable[TrialResult]]
+    seconds: float
+    num_streams: int
+
+
+_TRIALS = {
+    "kill-loop": _Trial("the executor killed 5 s after each time it serves again", kill_loop.play, 120.0, 32),
+    "goodput": _Trial("five times the load that can be carried", goodput.play, 120.0, 32),
+    "soak": _Trial("mixed traffic, clients that leave, for long", soak.play, 1800.0, 16),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.epilog = _epilog()
     parser.add_argument(
-        "--profile", required=True, metavar="NAME|F", help="which faults: a name below, or a TOML file"
+        "--profile", required=True, metavar="NAME|F", help="one of those below, or a TOML file of faults"
     )
-    parser.add_argument("--runs", type=int, metavar="N", default=8, help="runs to play (default %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, metavar="N", default=8, help="runs of a profile (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, metavar="S", default=0, help="of all runs (default %(default)s)")
     parser.add_argument("--first-run", type=int, metavar="I", default=0, help="number of the first of them")
     parser.add_argument(
@@ -38,27 +60,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=1, help="pairs of services at once (default %(default)s)"
     )
+    parser.add_argument("--seconds", type=float, metavar="X", help="how long a trial goes on")
+    parser.add_argument("--streams", type=int, metavar="N", help="requests under way at once in a trial")
     parser.add_argument("--json", type=Path, metavar="F", help="write the outcome to F, too")
     parser.add_argument("--log", type=Path, metavar="F", help="write what the services say to F")
 
 
 def _epilog() -> str:
-    lines = ["profiles:"]
-    for name in profile_names():
-        lines.append(f"  {name:<12} {load_profile(name).summary}")
-    return "\n".join(
-        [*lines, "", "Exits 0 where nothing was wrong. docs/reliability.md says what is checked."]
-    )
+    profiles = [f"  {name:<12} {load_profile(name).summary}" for name in profile_names()]
+    trials = [
+        f"  {name:<12} {trial.summary} ({trial.seconds:g} s, {trial.num_streams} streams)"
+        for name, trial in _TRIALS.items()
+    ]
+    end = "Exits 0 where nothing was wrong. docs/reliability.md says what is checked."
+    return "\n".join(["profiles, made of runs:", *profiles, "", "trials:", *trials, "", end])
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Plays the runs and reports; 0 where nothing was wrong."""
-    for name in ("runs", "jobs"):
-        if getattr(arguments, name) < 1:
+    """Plays what is asked for and reports; 0 where nothing was wrong."""
+    for name in ("runs", "jobs", "streams", "seconds"):
+        value = getattr(arguments, name)
+        if value is not None and not value >= 1:
             arguments.parser.error(f"--{name}: must be at least 1")
-    profile = load_profile(arguments.profile)
+    began = time.monotonic()
+    with ExitStack() as exits:
+        log = ServiceLog()
+        if arguments.log is not None:
+            log.write = _writer(exits.enter_context(_opened(arguments.log)))
+        trial = _TRIALS.get(arguments.profile)
+        found = await (_run_profile(arguments, log) if trial is None else _run_trial(arguments, trial, log))
+    report.print_problems(found["problems"])
+    common = {"profile": arguments.profile, "executor": arguments.executor, "seed": arguments.seed}
+    seconds = round(time.monotonic() - began, 1)
+    _write(arguments.json, {**common, "seconds": seconds, **found, **report.environment()})
+    return 1 if found["problems"] else 0
+
+
+async def _run_profile(arguments: argparse.Namespace, log: ServiceLog) -> dict[str, Any]:
     plan = Plan(
-        profile=profile,
+        profile=load_profile(arguments.profile),
         executor=EXECUTORS[arguments.executor],
         seed=arguments.seed,
         runs=range(arguments.first_run, arguments.first_run + arguments.runs),
@@ -66,26 +106,30 @@ async def run(arguments: argparse.Namespace) -> int:
         executor_flags=arguments.executor_flag,
         jobs=arguments.jobs,
     )
-    began = time.monotonic()
-    with ExitStack() as exits:
-        log = ServiceLog()
-        if arguments.log is not None:
-            log.write = _writer(exits.enter_context(_opened(arguments.log)))
-        outcome = await play_runs(plan, log, _Teller(arguments))
-    rows = report.rows_by_fault(outcome.records)
-    report.print_rows(rows)
-    report.print_problems(report.problems(outcome))
-    result = {
-        "profile": profile.name,
-        "executor": plan.executor.name,
-        "seed": plan.seed,
-        "first_run": arguments.first_run,
-        "seconds": round(time.monotonic() - began, 1),
-        **report.summary(outcome),
-        **report.environment(),
+    outcome = await play_runs(plan, log, _Teller(arguments))
+    found = report.summary(outcome)
+    report.print_rows(found["rows"])
+    return {"first_run": arguments.first_run, **found}
+
+
+async def _run_trial(arguments: argparse.Namespace, trial: _Trial, log: ServiceLog) -> dict[str, Any]:
+    plan = TrialPlan(
+        executor=EXECUTORS[arguments.executor],
+        seed=arguments.seed,
+        seconds=arguments.seconds or trial.seconds,
+        num_streams=arguments.streams or trial.num_streams,
+        model=arguments.model,
+        executor_flags=arguments.executor_flag,
+    )
+    result = await trial.play(plan, log)
+    figures = {name: report.rounded(value) for name, value in result.figures.items()}
+    report.print_rows([{"figure": name, "value": value} for name, value in figures.items()])
+    return {
+        "trial_seconds": plan.seconds,
+        "num_streams": plan.num_streams,
+        **figures,
+        "problems": result.problems,
     }
-    _write(arguments.json, result)
-    return 0 if outcome.is_good else 1
 
 
 class _Teller:

@@ -27,8 +27,8 @@ class ManagedProcess:
         self.name = name
         self.command = list(command)
         """What the next process will run."""
-        self.address = ""
-        """What it has said that it listens at."""
+        self.addresses: dict[str, str] = {}
+        """What it has said that it listens at, by the event of its log line."""
         self.problems: list[str] = []
         """Ends that were not excused, and processes that outlived them."""
         self.num_starts = 0
@@ -43,6 +43,11 @@ class ManagedProcess:
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._orphan_checks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """What it has said that it listens at, empty before that."""
+        return self.addresses.get("listening", "")
 
     @property
     def pid(self) -> int:
@@ -152,8 +157,8 @@ class ManagedProcess:
         async for data in process.stdout:
             line = data.decode(errors="replace").rstrip()
             entry = log_entry(line)
-            if entry is not None and entry.get("event") == "listening":
-                self.address = str(entry.get("address"))
+            if entry is not None and str(entry["event"]).endswith("listening"):
+                self.addresses[entry["event"]] = str(entry.get("address"))
             self._log(self.name, line)
 
     def _look_for_orphans(self, pids: Sequence[int]) -> None:

@@ -76,14 +76,19 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "num_retries": sum(record.num_retries for record in records),
         "largest_gap": max(gaps, default=None),
         "median_run_seconds": round(statistics.median(r.seconds for r in records), 2) if records else None,
-        "problems": problems(outcome),
+        "problems": _problems(outcome),
     }
 
 
-def problems(outcome: Outcome) -> list[str]:
+def _problems(outcome: Outcome) -> list[str]:
     """Everything that was wrong, each with its run's number."""
     of_runs = [f"run {r.number}: {problem}" for r in outcome.records for problem in r.problems]
     return [*of_runs, *outcome.problems]
+
+
+def rounded(value: float) -> float | None:
+    """A figure at four digits after the point; None of NaN, which JSON does not know."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def percentile(values: Sequence[float], share: float) -> float:

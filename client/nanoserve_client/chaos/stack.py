@@ -107,12 +107,15 @@ class Stack:
         """Returns when both answer SERVING; TimeoutError where they do not, ServerStartError where one ends instead."""
         async with asyncio.timeout(timeout_seconds):
             for process in (self.executor, self.scheduler):
-                while not await self.is_serving(process):
-                    if not self.is_open and process.problems:
-                        raise ServerStartError(
-                            process.name, f"{process.problems[0]}: {self.log.lines[-1]}", None
-                        )
-                    await asyncio.sleep(_POLL_SECONDS)
+                await self.wait_serving_of(process)
+
+    async def wait_serving_of(self, process: ManagedProcess) -> None:
+        """Returns when one of them answers SERVING; ServerStartError where it ends instead, at the start."""
+        while not await self.is_serving(process):
+            if not self.is_open and process.problems:
+                reason = f"{process.problems[0]}: {self.log.lines[-1]}"
+                raise ServerStartError(process.name, reason, None)
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def is_serving(self, process: ManagedProcess) -> bool:
         """Whether a service answers SERVING at this moment."""
