@@ -21,18 +21,19 @@ def choice_gap(reference: Reference, seen: Seen) -> float | None:
     if changes_logits or options.logit_bias or options.guided or len(outputs) != 1:
         return None
     expected, got = outputs[0], seen.token_ids.get(0, [])
-    for position, (wanted, token) in enumerate(zip(expected.token_ids, got, strict=False)):
-        if wanted != token:
-            if expected.logprobs is None or len(seen.logprobs.get(0, [])) <= position:
-                return None
-            difference = expected.logprobs[position].logprob - seen.logprobs[0][position].logprob
-            temperature = options.temperature or 0.0
-            if temperature == 0.0:
-                return abs(difference)
-            place = reference.completion.num_prompt_tokens + position
-            noise = _noise(reference.completion.seed, place, [wanted, token])
-            return abs(difference / temperature + noise[0] - noise[1])
-    return None
+    pairs = zip(expected.token_ids, got, strict=False)
+    position = next((place for place, (wanted, token) in enumerate(pairs) if wanted != token), None)
+    if position is None or expected.logprobs is None or len(seen.logprobs.get(0, [])) <= position:
+        return None
+    one, other = expected.logprobs[position], seen.logprobs[0][position]
+    if other.token_id != got[position]:
+        return None  # not a choice: the token has been changed since
+    difference, temperature = one.logprob - other.logprob, options.temperature or 0.0
+    if temperature == 0.0:
+        return abs(difference)
+    place = reference.completion.num_prompt_tokens + position
+    noise = _noise(reference.completion.seed, place, [one.token_id, other.token_id])
+    return abs(difference / temperature + noise[0] - noise[1])
 
 
 def _noise(seed: int, position: int, token_ids: list[int]) -> list[float]:

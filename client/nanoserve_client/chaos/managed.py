@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from nanoserve_client.chaos.process_table import descendants, is_running
 from nanoserve_client.child import log_entry
@@ -16,6 +17,7 @@ _GUARD = Path(__file__).parents[1] / "guarded_exec.py"
 _RESTART_SECONDS = 0.1
 # How long what a process had started may outlive it.
 _ORPHAN_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 1.0
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -40,6 +42,7 @@ class ManagedProcess:
         self._num_excused = 0
         self._is_stopping = False
         self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None]
         self._task: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
         self._orphan_checks: set[asyncio.Task[None]] = set()
@@ -115,25 +118,29 @@ class ManagedProcess:
                 _send(pid, signal.SIGKILL)
 
     async def _spawn(self) -> None:
-        # In a group of its own, a terminal's Ctrl-C does not reach it.
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *self.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=_MAX_LINE_BYTES,
-            process_group=0,
-        )
+        # A pipe of our own: asyncio's would have it wait for the end of all who hold it, orphans included.
+        reading, writing = os.pipe()
+        try:
+            # In a group of its own, a terminal's Ctrl-C does not reach it.
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *self.command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=asyncio.subprocess.STDOUT,
+                process_group=0,
+            )
+        finally:
+            os.close(writing)
+        self._reader = asyncio.ensure_future(self._read(os.fdopen(reading, "rb", buffering=0)))
         self.num_starts += 1
 
     async def _keep_running(self) -> None:
         while True:
             assert self._process is not None
             began = time.monotonic()
-            reader = asyncio.ensure_future(self._read(self._process))
             status = await self._process.wait()
             with suppress(TimeoutError):  # what it left behind may hold the pipe
-                await asyncio.wait_for(reader, 1.0)
+                await asyncio.wait_for(self._reader, _LAST_WORDS_SECONDS)
             self.statuses.append(status)
             self._ended.set()
             if self._is_stopping:
@@ -152,14 +159,21 @@ class ManagedProcess:
         elif not self.tolerates_ends:
             self.problems.append(end)
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None  # as asked
-        async for data in process.stdout:
-            line = data.decode(errors="replace").rstrip()
-            entry = log_entry(line)
-            if entry is not None and str(entry["event"]).endswith("listening"):
-                self.addresses[entry["event"]] = str(entry.get("address"))
-            self._log(self.name, line)
+    async def _read(self, pipe: IO[bytes]) -> None:
+        reader = asyncio.StreamReader(_MAX_LINE_BYTES)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        try:
+            async for data in reader:
+                self._take_line(data.decode(errors="replace").rstrip())
+        finally:
+            transport.close()
+
+    def _take_line(self, line: str) -> None:
+        entry = log_entry(line)
+        if entry is not None and str(entry["event"]).endswith("listening"):
+            self.addresses[entry["event"]] = str(entry.get("address"))
+        self._log(self.name, line)
 
     def _look_for_orphans(self, pids: Sequence[int]) -> None:
         check = asyncio.ensure_future(self._find_orphans(pids))

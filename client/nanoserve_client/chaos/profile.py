@@ -1,12 +1,13 @@
 """What kinds of faults a set of runs draws from, and what the services are started with: one TOML file each."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nanoserve_client.chaos import rogue_executor, rogue_scheduler
 from nanoserve_client.errors import InvalidRequest
 
 PROCESSES = ("executor", "scheduler", "api_worker")
@@ -27,6 +28,11 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "tamper": ("executor",),
 }
 """The kinds of faults, and what each may hit; docs/reliability.md says what each does."""
+_WAYS: Mapping[str, Collection[str]] = {
+    "intrude": rogue_scheduler.INTRUSIONS,
+    "take_over": rogue_scheduler.TAKE_OVERS,
+    "tamper": {*rogue_executor.WAYS, rogue_executor.LIE},
+}
 _TIMED = ("pause", "refuse", "stall", "delay")
 _Range = TypeVar("_Range", int, float)
 
@@ -52,6 +58,8 @@ class FaultSpec:
             raise InvalidRequest(f"fault.target: {self.kind} may hit {', '.join(TARGETS[self.kind])}")
         if self.weight <= 0:
             raise InvalidRequest(f"fault.weight: must be more than 0, got {self.weight}")
+        if unknown := set(self.ways) - set(_WAYS.get(self.kind, ())):
+            raise InvalidRequest(f"fault.ways: {min(unknown)!r} is no way of {self.kind}")
         _check_range("fault.seconds", self.seconds)
         _check_range("fault.count", self.count)
 

@@ -1,7 +1,6 @@
 """A relay that speaks the executor's contract, and tampers with answers of the real executor behind it.
 
-The scheduler that it lies to is the real one. What it never does is change a token into another that is as good: no
-scheduler could tell.
+The scheduler that it lies to is the real one. What no scheduler could tell is a token changed into another.
 """
 
 import asyncio
@@ -92,6 +91,14 @@ def _garbage(result: pb.StepResult) -> list[bytes]:
     return [b"\xff\xff\xff\xff\x0f" + _encode(result)]
 
 
+def _lie(result: pb.StepResult) -> list[bytes]:
+    tokens = unpack_int32(result.token_ids).tolist()
+    result.token_ids = pack_int32([*tokens[:-1], tokens[-1] ^ 1])
+    return [_encode(result)]
+
+
+LIE = "lie"
+"""The way that no scheduler could tell, and so none of WAYS: it shows that these runs would."""
 WAYS: dict[str, Callable[[pb.StepResult], list[bytes]]] = {
     "repeat": _repeat,
     "unknown_step": _unknown_step,
@@ -137,7 +144,7 @@ class Relay:
             await self._server.stop(0)
 
     async def tamper(self, way: str) -> None:
-        """Returns when the next result with rows has been tampered with in this way."""
+        """Returns when the next result with rows has been tampered with in this way, of WAYS or LIE."""
         entry = (way, asyncio.get_running_loop().create_future())
         self._tampers.append(entry)
         try:
@@ -180,7 +187,7 @@ class Relay:
         way, done = self._tampers.pop(0)
         if not done.done():
             done.set_result(None)
-        return WAYS[way](response.result)
+        return (_lie if way == LIE else WAYS[way])(response.result)
 
     def _channel(self) -> grpc.aio.Channel:
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]

@@ -25,7 +25,7 @@ TAKE_OVERS = ("leave", "bad_plan", "bad_plans")
 
 async def intrude(executor: str, way: str) -> str:
     """Tries one of INTRUSIONS; returns what was not as it must be, empty where all was."""
-    async with _stub(executor) as stub:
+    async with connected(executor) as stub:
         epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
         first: pb.ExecuteRequest | None = _opening(epoch, take_over=False)
         wanted = _REFUSED
@@ -53,20 +53,23 @@ async def intrude(executor: str, way: str) -> str:
 
 async def take_over(executor: str, way: str, draw: random.Random) -> str:
     """Takes the executor over in one of TAKE_OVERS; returns what was not as it must be, empty where all was."""
-    async with _stub(executor) as stub:
+    async with connected(executor) as stub:
         for _ in range(draw.randint(2, 5) if way == "bad_plans" else 1):
-            epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
-            call = stub.Execute(timeout=_SECONDS)
-            await call.write(_opening(epoch, take_over=True))
-            opened = await _read(call)
-            if opened is None:
-                if await call.code() is _REFUSED:  # who was fenced or killed has come back in between
-                    continue
-                return f"take_over: refused with {await call.code()}: {await call.details()}"
+            call = await opened(stub)
+            if call is None:  # who was fenced or killed has come back in between
+                continue
             if way != "leave" and (problem := await try_bad_plan(call, draw_bad_plan(draw))):
                 return problem
             call.cancel()
     return ""
+
+
+async def opened(stub: ExecutorServiceStub) -> Any:
+    """A call whose session has taken over all others'; None where another was opened at the same time."""
+    epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
+    call = stub.Execute(timeout=_SECONDS)
+    await call.write(_opening(epoch, take_over=True))
+    return call if await _read(call) is not None else None
 
 
 async def try_bad_plan(call: Any, bad: BadPlan) -> str:
@@ -100,7 +103,8 @@ def _opening(epoch: int, *, take_over: bool, name: str | None = None) -> pb.Exec
 
 
 @asynccontextmanager
-async def _stub(executor: str) -> AsyncIterator[ExecutorServiceStub]:
+async def connected(executor: str) -> AsyncIterator[ExecutorServiceStub]:
+    """The executor's methods, over a connection of its own."""
     options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(executor, options=options) as channel:
         yield ExecutorServiceStub(channel)
