@@ -19,8 +19,8 @@ from nanoserve_client.chaos.schedule import Fault
 from nanoserve_client.chaos.stack import Stack
 from nanoserve_client.chaos.streams import ChaosStream
 
-# A watchdog takes at least 10 s to be sure, and a heartbeat 10 pings.
-_FREEZE_SECONDS = 60.0
+# A watchdog takes 10 s to be sure of a step and 60 s of a process, a heartbeat 10 pings.
+_FREEZE_SECONDS = 90.0
 _TAMPER_SECONDS = 3.0
 _FENCE_SECONDS = 20.0
 _POLL_SECONDS = 0.02
