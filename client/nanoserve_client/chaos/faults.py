@@ -99,6 +99,8 @@ class Injector:
             case "kill" if is_service:
                 await process.kill(pid)
             case "kill":
+                if not await self._stack.is_serving(process):
+                    process.excuse_end()  # a scheduler that starts ends where a worker cannot
                 os.kill(pid, signal.SIGKILL)
             case "terminate":
                 process.excuse_end()
