@@ -16,6 +16,8 @@ class ExecutorKind:
     """Whether nothing that happens may change a log-probability."""
     max_gap: float | None
     """Two candidates this close may change places; None: no token may differ."""
+    start_seconds: float
+    """How long a start may take, about: whoever waits is as patient."""
     without: tuple[str, ...] = ()
     """Kinds of cases that are left out."""
     reference_flags: tuple[str, ...] = ()
@@ -34,6 +36,7 @@ EXECUTORS = {
             max_tokens=(48, 128),
             is_exact=True,
             max_gap=None,
+            start_seconds=10.0,
             reference_flags=("--virtual-step-ms=0.1",),
         ),
         ExecutorKind(
@@ -43,6 +46,7 @@ EXECUTORS = {
             max_tokens=(24, 64),
             is_exact=False,
             max_gap=1e-4,
+            start_seconds=30.0,
         ),
         ExecutorKind(
             "cuda",
@@ -51,6 +55,7 @@ EXECUTORS = {
             max_tokens=(64, 256),
             is_exact=False,
             max_gap=0.5,  # bfloat16: eight bits of a logit of some tens
+            start_seconds=120.0,
             without=("penalties",),  # whose gap cannot be told from the outside
         ),
     )

@@ -81,8 +81,8 @@ class Profile:
     faults_per_run: tuple[int, int] = (1, 3)
     runs_per_stack: int = 100
     """Runs that the same processes see before they are ended, looked over and started anew."""
-    run_seconds: float = 90.0
-    """After that a stream that has not ended is taken to hang."""
+    run_seconds: float = 60.0
+    """After that, and the time that restarts may take, a stream that has not ended is taken to hang."""
     api_workers: int = 0
     executor_flags: tuple[str, ...] = ()
     scheduler_flags: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ class Plan:
             scheduler=self.profile.scheduler_flags,
             api_workers=self.profile.api_workers,
             has_relay=has_relay,
+            restart_seconds=self.executor.start_seconds,
         )
 
     @property

@@ -21,7 +21,8 @@ from nanoserve_client.errors import ServerStartError
 _POLL_SECONDS = 0.01
 # A fault comes at the latest when nothing has come for so long: what went before it holds up all streams.
 _STANDSTILL_SECONDS = 3.0
-_IDLE_SECONDS = 60.0
+# A stream may have to wait for so many before it is taken to hang.
+_MOST_RESTARTS = 3
 # Of the streams, how many begin when the run is under way; and by which share of its tokens they have begun.
 _LATE_SHARE, _LAST_START = 0.25, 0.5
 
@@ -121,7 +122,7 @@ class Run:
         if after:
             await self._reached(after)
         with suppress(TimeoutError):
-            await stream.play(self._profile.run_seconds)
+            await stream.play(self._profile.run_seconds + _MOST_RESTARTS * self._stack.patience_seconds)
 
     async def _inject(self, injector: Injector, fault: Fault) -> Injection:
         await self._reached(fault.after)
@@ -161,13 +162,14 @@ class Run:
 
     async def _settle(self) -> None:
         """Waits until the services serve and hold nothing."""
+        seconds = self._stack.patience_seconds
         try:
-            await self._stack.wait_serving(_IDLE_SECONDS)
+            await self._stack.wait_serving()
         except (TimeoutError, ServerStartError):
-            self.record.problems.append(f"the services do not serve {_IDLE_SECONDS:g} s after the run")
+            self.record.problems.append(f"the services do not serve {seconds:g} s after the run")
         else:
-            if left := await self._stack.wait_idle(_IDLE_SECONDS):
-                self.record.problems.append(f"left {_IDLE_SECONDS:g} s after the run: {left}")
+            if left := await self._stack.wait_idle():
+                self.record.problems.append(f"left {seconds:g} s after the run: {left}")
         self.record.problems += self._stack.take_problems()
         for process in (self._stack.executor, self._stack.scheduler):
             process.forget_excuses()

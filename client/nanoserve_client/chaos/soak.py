@@ -19,7 +19,6 @@ _LEAST_ROUND_SECONDS = 3.0
 # Rounds until caches, pools and interpreters have what they keep.
 _WARM_UP_ROUNDS = 3
 _LEAVE_SHARE = 0.3
-_IDLE_SECONDS = 30.0
 _MOST_RSS_GROWTH, _MOST_DESCRIPTORS, _MOST_THREADS, _MOST_TASKS = 0.05, 8, 4, 4
 
 
@@ -39,7 +38,7 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
                 traffic = Traffic(client, references, plan.rules, plan.seed + number, _LEAVE_SHARE)
                 await traffic.run_lanes(plan.num_streams, round_seconds)
                 _count(traffic, result)
-                if left := await stack.wait_idle(_IDLE_SECONDS):
+                if left := await stack.wait_idle():
                     result.problems.append(f"round {number}: {left} when idle")
                 metrics = stack.scheduler.addresses.get("metrics_listening")
                 tasks = None if metrics is None else await resources.num_tasks(metrics)

@@ -29,8 +29,9 @@ from nanoserve_client.supervisor import EXECUTOR_COMMAND, SCHEDULER_COMMAND, pri
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 45.0
 _CLIENT_CONNECTIONS = 4
-# A scheduler that starts while another session is open gives up after some seconds.
-_PATIENCE_SECONDS = 60.0
+# Beyond the time that an executor takes to start. A scheduler that starts while another's session is open, say, gives
+# up after some seconds, and starts again.
+_PATIENCE_SECONDS = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,15 @@ class StackFlags:
     scheduler: Sequence[str] = ()
     api_workers: int = 0
     has_relay: bool = False
+    restart_seconds: float = 10.0
+    """How long an executor takes to start again, about."""
     start_seconds: float = 600.0
+    """How long the first start may take: what is compiled, say, is kept for later ones."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long to wait for what comes back."""
+        return _PATIENCE_SECONDS + self.restart_seconds
 
 
 @dataclass(slots=True)
@@ -103,9 +112,14 @@ class Stack:
         await self.client_link.start()
         self.is_open = True
 
-    async def wait_serving(self, timeout_seconds: float = _PATIENCE_SECONDS) -> None:
+    @property
+    def patience_seconds(self) -> float:
+        """How long to wait for what comes back."""
+        return self._flags.patience_seconds
+
+    async def wait_serving(self, timeout_seconds: float | None = None) -> None:
         """Returns when both answer SERVING; TimeoutError where they do not, ServerStartError where one ends instead."""
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds or self.patience_seconds):
             for process in (self.executor, self.scheduler):
                 await self.wait_serving_of(process)
 
@@ -134,7 +148,7 @@ class Stack:
         """A client behind the link of clients, patient enough for a scheduler that starts again."""
         return AsyncClient(
             self.client_link.address,
-            connect_timeout=_PATIENCE_SECONDS,
+            connect_timeout=self.patience_seconds,
             wait_for_ready=True,
             connections=_CLIENT_CONNECTIONS if self._flags.api_workers else 1,
         )
@@ -144,9 +158,9 @@ class Stack:
         async with AsyncClient(self.scheduler.address) as client:
             return await client.get_load(timeout=5.0)
 
-    async def wait_idle(self, timeout_seconds: float) -> str:
+    async def wait_idle(self) -> str:
         """Returns when nothing runs, waits or is held; what is left where that does not come to be."""
-        end = time.monotonic() + timeout_seconds
+        end = time.monotonic() + self.patience_seconds
         left = "the scheduler says nothing"
         while time.monotonic() < end:
             with suppress(NanoserveError):

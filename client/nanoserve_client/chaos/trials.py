@@ -10,8 +10,6 @@ from nanoserve_client.chaos.runner import undisturbed
 from nanoserve_client.chaos.stack import ServiceLog, Stack, StackFlags
 from nanoserve_client.chaos.verdicts import Rules
 
-_IDLE_SECONDS = 60.0
-
 
 @dataclass(frozen=True, slots=True)
 class TrialPlan:
@@ -27,7 +25,8 @@ class TrialPlan:
     def flags(self, executor: Sequence[str] = (), scheduler: Sequence[str] = ()) -> StackFlags:
         """What the services are started with; a trial's own flags first."""
         flags = (*self.executor.flags, *executor, *self.executor_flags)
-        return StackFlags(model=self.model, executor=flags, scheduler=scheduler)
+        seconds = self.executor.start_seconds
+        return StackFlags(model=self.model, executor=flags, scheduler=scheduler, restart_seconds=seconds)
 
     @property
     def rules(self) -> Rules:
@@ -63,8 +62,8 @@ async def on_stack(
     try:
         await stack.start()
         result = await play(stack)
-        if left := await stack.wait_idle(_IDLE_SECONDS):
-            result.problems.append(f"left {_IDLE_SECONDS:g} s after the trial: {left}")
+        if left := await stack.wait_idle():
+            result.problems.append(f"left when the trial was over: {left}")
         result.problems += await stack.close()
     finally:
         if stack.is_open:
