@@ -5,25 +5,30 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
+from nanoserve.arrays import pack_int32
 from nanoserve_client.chaos import rogue_executor, rogue_scheduler
 from nanoserve_client.chaos.managed import ManagedProcess
 from nanoserve_client.chaos.process_table import descendants, is_running, largest
+from nanoserve_client.chaos.rogue_executor import Poison
 from nanoserve_client.chaos.schedule import Fault
 from nanoserve_client.chaos.stack import Stack
-from nanoserve_client.chaos.streams import ChaosStream
+from nanoserve_client.chaos.streams import ChaosStream, Seen
+from nanoserve_client.errors import Internal
 
 # A watchdog takes 10 s to be sure of a step and 60 s of a process, a heartbeat 10 pings.
 _FREEZE_SECONDS = 90.0
 _TAMPER_SECONDS = 3.0
 _FENCE_SECONDS = 20.0
 _POLL_SECONDS = 0.02
+# Of a prompt that no other request has.
+_POISON_TOKENS, _LARGEST_TOKEN = 12, 700
 # Faults that no session with the executor ends by.
 _HARMLESS = ("leave", "burst", "intrude", "delay")
 
@@ -46,9 +51,10 @@ class Injector:
         schedule: Sequence[Fault],
         streams: Sequence[ChaosStream],
         burst: Callable[[int, random.Random], None],
+        ask: Callable[[list[int]], Awaitable[Seen]],
     ) -> None:
-        """`streams` are those that may be left; `burst` sends so many more requests."""
-        self._stack, self._streams, self._burst = stack, streams, burst
+        """`streams` are those that may be left; `burst` sends so many more requests, `ask` one with this prompt."""
+        self._stack, self._streams, self._burst, self._ask = stack, streams, burst, ask
         self._num_disruptive = sum(fault.kind not in _HARMLESS for fault in schedule)
 
     async def inject(self, fault: Fault) -> Injection:
@@ -89,6 +95,8 @@ class Injector:
                 assert self._stack.relay is not None  # profiles that tamper have one
                 way = fault.way or draw.choice(sorted(rogue_executor.WAYS))
                 await asyncio.wait_for(self._stack.relay.tamper(way), _TAMPER_SECONDS)
+            case "poison":
+                return await self._poison(fault.way or draw.choice(("kill", "fail")), draw)
         return ""
 
     async def _signal(self, fault: Fault, draw: random.Random) -> str:
@@ -140,6 +148,25 @@ class Injector:
                 os.kill(pid, signal.SIGKILL)
                 return f"a frozen {fault.target} was not ended within {_FREEZE_SECONDS:g} s"
         return ""
+
+    async def _poison(self, way: str, draw: random.Random) -> str:
+        """Sends a request that no executor survives: it alone must end, as the server's own fault."""
+        relay, executor = self._stack.relay, self._stack.executor
+        assert relay is not None  # profiles that poison have one
+
+        async def kill() -> None:
+            await executor.kill(largest(executor.family))
+
+        prompt = draw.choices(range(1, _LARGEST_TOKEN), k=_POISON_TOKENS)
+        poison = Poison(pack_int32(prompt), kill if way == "kill" else None)
+        relay.poisons.append(poison)
+        try:
+            seen = await self._ask(prompt)
+        finally:
+            relay.poisons.remove(poison)
+        if isinstance(seen.error, Internal) and not seen.boundaries:
+            return ""
+        return f"poison ({way}): {seen.error or seen.completion or 'no end'} instead of INTERNAL"
 
     async def _disturb_link(self, fault: Fault, draw: random.Random) -> None:
         link = self._stack.executor_link if fault.target == "executor_link" else self._stack.client_link

@@ -26,12 +26,14 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "intrude": ("executor",),
     "take_over": ("executor",),
     "tamper": ("executor",),
+    "poison": ("client",),
 }
 """The kinds of faults, and what each may hit; docs/reliability.md says what each does."""
 _WAYS: Mapping[str, Collection[str]] = {
     "intrude": rogue_scheduler.INTRUSIONS,
     "take_over": rogue_scheduler.TAKE_OVERS,
     "tamper": {*rogue_executor.WAYS, rogue_executor.LIE},
+    "poison": ("kill", "fail"),
 }
 _TIMED = ("pause", "refuse", "stall", "delay")
 _Range = TypeVar("_Range", int, float)
@@ -49,7 +51,7 @@ class FaultSpec:
     count: tuple[int, int] = (1, 4)
     """How many clients leave; how many requests are a burst."""
     ways: tuple[str, ...] = ()
-    """Which of the ways of `intrude`, `take_over` and `tamper`; empty: all."""
+    """Which of the ways of `intrude`, `take_over`, `tamper` and `poison`; empty: all."""
 
     def __post_init__(self) -> None:
         if self.kind not in TARGETS:
@@ -99,8 +101,8 @@ class Profile:
 
     @property
     def needs_relay(self) -> bool:
-        """Whether the executor is one whose answers are tampered with."""
-        return any(spec.kind == "tamper" for spec in self.faults)
+        """Whether messages between scheduler and executor are read or changed."""
+        return any(spec.kind in ("tamper", "poison") for spec in self.faults)
 
 
 def profile_names() -> list[str]:

@@ -4,8 +4,9 @@ The scheduler that it lies to is the real one. What no scheduler could tell is a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -118,10 +119,26 @@ WAYS: dict[str, Callable[[pb.StepResult], list[bytes]]] = {
 """What may be done to a result with rows; only `blame` costs a request its life."""
 
 
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """A prompt that no executor survives: every plan that starts it has it killed, or fails."""
+
+    token_ids: bytes
+    """int32[]: the prompt."""
+    kill: Callable[[], Awaitable[None]] | None
+    """Kills the executor; None: the step fails."""
+
+    def is_in(self, plan: pb.StepPlan) -> bool:
+        """Whether the plan starts it."""
+        return any(start.token_ids.startswith(self.token_ids) for start in plan.starts)
+
+
 class Relay:
     """Serves the executor's contract at `listen`, for the executor at `upstream`."""
 
     def __init__(self, listen: str, upstream: str) -> None:
+        self.poisons: list[Poison] = []
+        """Prompts that it watches for."""
         self._listen, self._upstream = listen, upstream
         self._tampers: list[tuple[str, asyncio.Future[None]]] = []
         self._server: grpc.aio.Server | None = None
@@ -167,16 +184,35 @@ class Relay:
     ) -> None:
         async with self._channel() as channel:
             call: Any = channel.stream_stream(f"/{_SERVICE}/Execute")()
-            upward = asyncio.ensure_future(_carry(requests, call))
+            upward = asyncio.ensure_future(self._carry(requests, call))
             try:
                 async for message in call:
                     for changed in self._changed(message):
                         await context.write(changed)
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), error.details() or "")
+            except asyncio.CancelledError:
+                if not upward.done() or upward.cancelled() or upward.result() is None:
+                    raise
+                await context.write(upward.result())
             finally:
                 upward.cancel()
                 call.cancel()
+
+    async def _carry(self, requests: AsyncIterator[bytes], call: Any) -> bytes | None:
+        """Passes the scheduler's messages on; returns what to answer instead to one that fails."""
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):
+            async for request in requests:
+                for poison in self.poisons:
+                    plan = pb.ExecuteRequest.FromString(request).plan
+                    if poison.is_in(plan):
+                        if poison.kill is None:
+                            call.cancel()
+                            return _fail(pb.StepResult(step_id=plan.step_id))[0]
+                        await poison.kill()
+                await call.write(request)
+            await call.done_writing()
+        return None
 
     def _changed(self, message: bytes) -> list[bytes]:
         if not self._tampers:
@@ -192,14 +228,6 @@ class Relay:
     def _channel(self) -> grpc.aio.Channel:
         options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.insecure_channel(self._upstream, options=options)
-
-
-async def _carry(requests: AsyncIterator[bytes], call: Any) -> None:
-    """Passes the scheduler's messages on."""
-    with suppress(grpc.RpcError, asyncio.InvalidStateError):
-        async for request in requests:
-            await call.write(request)
-        await call.done_writing()
 
 
 def _encode(result: pb.StepResult) -> bytes:

@@ -9,14 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nanoserve_client.async_client import AsyncClient
+from nanoserve_client.chaos.cases import Case
 from nanoserve_client.chaos.faults import Injection, Injector
 from nanoserve_client.chaos.profile import Profile
 from nanoserve_client.chaos.references import Reference
 from nanoserve_client.chaos.schedule import Fault, draw_of_run, make_schedule
 from nanoserve_client.chaos.stack import Stack
-from nanoserve_client.chaos.streams import ChaosStream
+from nanoserve_client.chaos.streams import ChaosStream, Seen
 from nanoserve_client.chaos.verdicts import Kind, Rules, Verdict, judge
 from nanoserve_client.errors import ServerStartError
+from nanoserve_client.options import GenerateOptions
 
 _POLL_SECONDS = 0.01
 # A fault comes at the latest when nothing has come for so long: what went before it holds up all streams.
@@ -95,6 +97,7 @@ class Run:
                 self.schedule,
                 self._streams,
                 lambda count, draw: self._send_burst(one, count, draw),
+                lambda prompt: self._ask(other, prompt),
             )
             injections = [asyncio.ensure_future(self._inject(injector, fault)) for fault in self.schedule]
             self.record.injections = await asyncio.gather(*injections)
@@ -135,6 +138,13 @@ class Run:
             stream = ChaosStream(client, reference.case, lambda num_tokens: None)
             self._burst.append((reference, stream))
             self._plays.append(asyncio.ensure_future(self._play(stream, 0.0)))
+
+    async def _ask(self, client: AsyncClient, prompt: list[int]) -> Seen:
+        """Sends a request of its own, which no other is compared with."""
+        options = GenerateOptions(seed=self.record.number, max_tokens=4, ignore_eos=True)
+        stream = ChaosStream(client, Case(0, "poison", prompt, options), lambda num_tokens: None)
+        await self._play(stream, 0.0)
+        return stream.seen
 
     def _judge(self) -> None:
         record = self.record

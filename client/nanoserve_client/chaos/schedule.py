@@ -21,7 +21,7 @@ class Fault:
     """How long it lasts; 0 where it does not end, or is over at once."""
     count: int
     way: str
-    """Which way of `intrude`, `take_over` and `tamper`; empty: of others, or any that the seed picks."""
+    """Which way of `intrude`, `take_over`, `tamper` and `poison`; empty: of others, or any that the seed picks."""
     seed: int
     """Of what is still to be drawn when it comes."""
 
