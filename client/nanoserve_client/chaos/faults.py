@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -16,6 +16,7 @@ from nanoserve.arrays import pack_int32
 from nanoserve_client.chaos import rogue_executor, rogue_scheduler
 from nanoserve_client.chaos.managed import ManagedProcess
 from nanoserve_client.chaos.process_table import descendants, is_running, largest
+from nanoserve_client.chaos.profile import WAYS
 from nanoserve_client.chaos.rogue_executor import Poison
 from nanoserve_client.chaos.schedule import Fault
 from nanoserve_client.chaos.stack import Stack
@@ -60,7 +61,9 @@ class Injector:
     async def inject(self, fault: Fault) -> Injection:
         """Returns when the fault has ended."""
         draw = random.Random(fault.seed)
-        self._stack.log("chaos", fault.name + (f" for {fault.seconds:.2f} s" if fault.seconds else ""))
+        if not fault.way and fault.kind in WAYS:
+            fault = replace(fault, way=draw.choice(self._possible_ways(fault.kind)))
+        self._stack.log("chaos", str(fault))
         try:
             problem = await self._inject(fault, draw)
         except (
@@ -84,20 +87,20 @@ class Injector:
             case "burst":
                 self._burst(fault.count, draw)
             case "intrude":
-                # Where the session may be lost at that moment, another one may well be opened.
-                ways = rogue_scheduler.INTRUSIONS[1 if self._num_disruptive else 0 :]
-                return await rogue_scheduler.intrude(
-                    self._stack.executor_address, fault.way or draw.choice(ways)
-                )
+                return await rogue_scheduler.intrude(self._stack.executor_address, fault.way)
             case "take_over":
                 return await self._take_over(fault, draw)
             case "tamper":
                 assert self._stack.relay is not None  # profiles that tamper have one
-                way = fault.way or draw.choice(sorted(rogue_executor.WAYS))
-                await asyncio.wait_for(self._stack.relay.tamper(way), _TAMPER_SECONDS)
+                await asyncio.wait_for(self._stack.relay.tamper(fault.way), _TAMPER_SECONDS)
             case "poison":
-                return await self._poison(fault.way or draw.choice(("kill", "fail")), draw)
+                return await self._poison(fault.way, draw)
         return ""
+
+    def _possible_ways(self, kind: str) -> list[str]:
+        """Ways to draw from. Where the session may be lost at that moment, another one may well be opened."""
+        without = {rogue_executor.LIE} | ({rogue_scheduler.NO_TAKE_OVER} if self._num_disruptive else set())
+        return [way for way in WAYS[kind] if way not in without]
 
     async def _signal(self, fault: Fault, draw: random.Random) -> str:
         process = self._stack.executor if fault.target == "executor" else self._stack.scheduler
@@ -183,11 +186,10 @@ class Injector:
     async def _take_over(self, fault: Fault, draw: random.Random) -> str:
         """Takes the executor over, and sees to it that the scheduler ends of itself, with status 0."""
         scheduler = self._stack.scheduler
-        way = fault.way or draw.choice(rogue_scheduler.TAKE_OVERS)
         num_ends = len(scheduler.statuses)
         scheduler.tolerates_ends = True
         try:
-            if problem := await rogue_scheduler.take_over(self._stack.executor_address, way, draw):
+            if problem := await rogue_scheduler.take_over(self._stack.executor_address, fault.way, draw):
                 return problem
             status = await asyncio.wait_for(scheduler.wait_end(num_ends), _FENCE_SECONDS)
         except TimeoutError:

@@ -1,7 +1,7 @@
 """What kinds of faults a set of runs draws from, and what the services are started with: one TOML file each."""
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -29,12 +29,13 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "poison": ("client",),
 }
 """The kinds of faults, and what each may hit; docs/reliability.md says what each does."""
-_WAYS: Mapping[str, Collection[str]] = {
+WAYS: Mapping[str, Sequence[str]] = {
     "intrude": rogue_scheduler.INTRUSIONS,
     "take_over": rogue_scheduler.TAKE_OVERS,
-    "tamper": {*rogue_executor.WAYS, rogue_executor.LIE},
+    "tamper": (*rogue_executor.WAYS, rogue_executor.LIE),
     "poison": ("kill", "fail"),
 }
+"""How each of these kinds may be done."""
 _TIMED = ("pause", "refuse", "stall", "delay")
 _Range = TypeVar("_Range", int, float)
 
@@ -60,7 +61,7 @@ class FaultSpec:
             raise InvalidRequest(f"fault.target: {self.kind} may hit {', '.join(TARGETS[self.kind])}")
         if self.weight <= 0:
             raise InvalidRequest(f"fault.weight: must be more than 0, got {self.weight}")
-        if unknown := set(self.ways) - set(_WAYS.get(self.kind, ())):
+        if unknown := set(self.ways) - set(WAYS.get(self.kind, ())):
             raise InvalidRequest(f"fault.ways: {min(unknown)!r} is no way of {self.kind}")
         _check_range("fault.seconds", self.seconds)
         _check_range("fault.count", self.count)

@@ -17,7 +17,8 @@ _SECONDS = 10.0
 _NEVER = 2**40
 """An epoch that no executor gets to."""
 _REFUSED, _INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
-INTRUSIONS = ("no_take_over", "stale_epoch", "future_epoch", "no_name", "plan_first", "silence")
+NO_TAKE_OVER = "no_take_over"
+INTRUSIONS = (NO_TAKE_OVER, "stale_epoch", "future_epoch", "no_name", "plan_first", "silence")
 """Openings that must be refused: the first while a session is open, the others always."""
 TAKE_OVERS = ("leave", "bad_plan", "bad_plans")
 """What a scheduler does that has taken over."""

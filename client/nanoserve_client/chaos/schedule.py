@@ -21,14 +21,18 @@ class Fault:
     """How long it lasts; 0 where it does not end, or is over at once."""
     count: int
     way: str
-    """Which way of `intrude`, `take_over`, `tamper` and `poison`; empty: of others, or any that the seed picks."""
+    """Which way of `intrude`, `take_over`, `tamper` and `poison`; empty: of others, or one that its seed picks."""
     seed: int
     """Of what is still to be drawn when it comes."""
 
     @property
     def name(self) -> str:
         """What it does to whom."""
-        return f"{self.kind} {self.target}" + (f" ({self.way})" if self.way else "")
+        return f"{self.kind} {self.target}"
+
+    def __str__(self) -> str:
+        way = f" ({self.way})" if self.way else ""
+        return f"{self.name}{way}" + (f" for {self.seconds:.2f} s" if self.seconds else "")
 
 
 def draw_of_run(profile: Profile, seed: int, run: int) -> random.Random:
