@@ -68,7 +68,11 @@ def _greedy(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
 
 
 def _seeded(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
-    return replace(common, temperature=draw.choice([0.8, 1.2]), top_p=draw.choice([None, 0.9]))
+    return replace(common, temperature=draw.choice([0.8, 1.2]))
+
+
+def _filtered(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
+    return replace(common, temperature=1.0, top_p=draw.choice([None, 0.9]), top_k=draw.choice([20, 50]))
 
 
 def _several(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
@@ -81,7 +85,7 @@ def _logprobs(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
 
 
 def _penalties(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
-    return replace(common, repetition_penalty=1.3, presence_penalty=0.5, top_k=50)
+    return replace(common, repetition_penalty=1.3, presence_penalty=0.5)
 
 
 def _stops(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
@@ -105,6 +109,7 @@ def _guided(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
 _KINDS: dict[str, Callable[[GenerateOptions, random.Random], GenerateOptions]] = {
     "greedy": _greedy,
     "seeded": _seeded,
+    "filtered": _filtered,
     "several": _several,
     "logprobs": _logprobs,
     "stop_string": _stops,

@@ -82,6 +82,8 @@ async def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and not value >= 1:
             arguments.parser.error(f"--{name}: must be at least 1")
+    if sys.platform != "linux":
+        raise NanoserveError("chaos: reads /proc, and so needs Linux")
     began = time.monotonic()
     with ExitStack() as exits:
         log = ServiceLog()

@@ -176,14 +176,31 @@ def test_a_greedy_stream_may_differ_from_where_two_tokens_were_as_close_as_round
     assert judge(make_reference(), seen, EXACT).kind is Kind.WRONG
 
 
-def test_the_gap_of_a_seeded_choice_counts_the_noise_of_both_candidates():
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_gap_of_a_seeded_choice_counts_the_noise_of_both_candidates(index: int):
     torch = pytest.importorskip("torch")
-    from executor_svc.noise import gumbel_noise
+    from executor_svc.noise import gumbel_noise, seed_as_int64
+    from scheduler_svc.core.request import sequence_seed
 
     temperature, position = 0.5, 3 + 2
-    noise = gumbel_noise(torch.tensor([9]), torch.tensor([position]), 128)[0]
+    seed = seed_as_int64(sequence_seed(9, index))
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position]), 128)[0]
     tie = -1.0 + temperature * float(noise[7] - noise[99])
-    seen = make_seen(make_output((5, 6, 99, 8), (-1.0, -1.0, tie, -1.0)))
-    gap = choice_gap(make_reference(temperature), seen)
-    assert gap == pytest.approx(0.0, abs=1e-5)
-    assert judge(make_reference(temperature), seen, NEAR).kind is Kind.NEAR_TIE
+    reference, seen = (
+        make_reference(temperature),
+        make_seen(make_output((5, 6, 99, 8), (-1.0, -1.0, tie, -1.0))),
+    )
+    output = replace(make_output(), index=index)
+    reference = replace(reference, completion=replace(reference.completion, outputs=(output,)))
+    seen.token_ids, seen.logprobs = {index: seen.token_ids[0]}, {index: seen.logprobs[0]}
+    assert choice_gap(reference, seen) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_filters_and_penalties_hide_the_gap():
+    reference = make_reference()
+    seen = make_seen(make_output((5, 6, 99, 8)))
+    assert choice_gap(reference, seen) == 0.0
+    for name in ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
+        options = replace(reference.case.options, **{name: 1})
+        hidden = replace(reference, case=replace(reference.case, options=options))
+        assert choice_gap(hidden, seen) is None
