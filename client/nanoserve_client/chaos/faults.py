@@ -66,12 +66,8 @@ class Injector:
         self._stack.log("chaos", str(fault))
         try:
             problem = await self._inject(fault, draw)
-        except (
-            grpc.RpcError,
-            ProcessLookupError,
-            TimeoutError,
-        ):  # whom it was to hit is away or has nothing to do
-            return Injection(fault, was_injected=False)
+        except (grpc.RpcError, ProcessLookupError, TimeoutError):
+            return Injection(fault, was_injected=False)  # whom it was to hit is away, or has nothing to do
         return Injection(fault, problem=problem)
 
     async def _inject(self, fault: Fault, draw: random.Random) -> str:
@@ -108,7 +104,7 @@ class Injector:
         is_service = fault.target != "api_worker"
         match fault.kind:
             case "kill" if is_service:
-                await process.kill(pid)
+                process.kill(pid)
             case "kill":
                 if not await self._stack.is_serving(process):
                     process.excuse_end()  # a scheduler that starts ends where a worker cannot
@@ -157,8 +153,8 @@ class Injector:
         relay, executor = self._stack.relay, self._stack.executor
         assert relay is not None  # profiles that poison have one
 
-        async def kill() -> None:
-            await executor.kill(largest(executor.family))
+        def kill() -> None:
+            executor.kill(largest(executor.family))
 
         prompt = draw.choices(range(1, _LARGEST_TOKEN), k=_POISON_TOKENS)
         poison = Poison(pack_int32(prompt), kill if way == "kill" else None)

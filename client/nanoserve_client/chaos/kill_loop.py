@@ -48,7 +48,7 @@ async def _kill_again(stack: Stack, restarts: list[float]) -> None:
     """Kills the executor 5 s after each time it serves; notes how long it then took to serve again."""
     while True:
         await asyncio.sleep(KILL_AFTER_SECONDS)
-        await stack.executor.kill(largest(stack.executor.family))
+        stack.executor.kill(largest(stack.executor.family))
         killed_at = time.monotonic()
         await stack.executor.wait_end(len(restarts))
         await stack.wait_serving_of(stack.executor)

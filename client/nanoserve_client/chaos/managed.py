@@ -83,13 +83,12 @@ class ManagedProcess:
         """Ends from now on are problems again."""
         self._num_excused = 0
 
-    async def kill(self, pid: int) -> None:
+    def kill(self, pid: int) -> None:
         """Ends one of its family, and so it, by SIGKILL."""
         self.excuse_end()
         family = self.family
         _send(pid, signal.SIGKILL)
         self._look_for_orphans([member for member in family if member != self.pid])
-        await asyncio.sleep(0)
 
     async def stop(self, grace_seconds: float) -> int | None:
         """Ends it by SIGTERM; returns its exit status, None where it had to be killed."""

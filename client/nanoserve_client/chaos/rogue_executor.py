@@ -4,7 +4,7 @@ The scheduler that it lies to is the real one. What no scheduler could tell is a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +125,7 @@ class Poison:
 
     token_ids: bytes
     """int32[]: the prompt."""
-    kill: Callable[[], Awaitable[None]] | None
+    kill: Callable[[], None] | None
     """Kills the executor; None: the step fails."""
 
     def is_in(self, plan: pb.StepPlan) -> bool:
@@ -209,7 +209,7 @@ class Relay:
                         if poison.kill is None:
                             call.cancel()
                             return _fail(pb.StepResult(step_id=plan.step_id))[0]
-                        await poison.kill()
+                        poison.kill()
                 await call.write(request)
             await call.done_writing()
         return None

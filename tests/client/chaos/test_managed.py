@@ -40,7 +40,7 @@ def test_an_end_that_was_seen_to_is_no_problem_and_another_is():
         process = managed(SLEEP)
         await process.start()
         first = process.pid
-        await process.kill(first)
+        process.kill(first)
         assert await process.wait_end(0) == -9
         await restarted(process, 2)
         assert process.problems == []
