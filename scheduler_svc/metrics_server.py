@@ -128,6 +128,7 @@ class MetricsServer:
         yield self._by_label("nanoserve:step_seconds", "Where their time went", "part", _parts(load))
         yield self._gauge("nanoserve:plans_in_flight", "Plans sent, not answered", load.num_plans_in_flight)
         yield self._gauge("nanoserve:session_epoch", "0 without an executor", load.executor_epoch)
+        yield self._gauge("nanoserve:asyncio_tasks", "Of the engine's loop", len(asyncio.all_tasks()))
 
     def _gauge(self, name: str, text: str, value: float) -> "Metric":
         from prometheus_client.core import GaugeMetricFamily

@@ -10,6 +10,7 @@ from nanoserve.flags import OneLineParser
 from nanoserve_client.commands import (
     api_key,
     calibrate,
+    chaos,
     chat,
     generate,
     load,
@@ -31,6 +32,7 @@ _COMMANDS = {
     "top": (top, "watch what a server does, live"),
     "switch-executor": (switch_executor, "move what runs to another executor, dropping nothing"),
     "api-key": (api_key, "make an API key and its entry for the scheduler's key file"),
+    "chaos": (chaos, "try the services under faults and compare every stream with its undisturbed run"),
     "profile": (profile, "record some steps of a server as one Chrome trace"),
     "replay": (replay, "play a scheduler's recording against an executor and compare the tokens"),
     "verify-recording": (verify_recording, "check a scheduler's recording without an executor"),

@@ -177,8 +177,12 @@ class Service:
         return await asyncio.wait_for(self.server.wait(), _WAIT_SECONDS)
 
     async def stream(self, prompt: Any, **fields: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        async for message in self.stub.Generate(generate_request(prompt, **fields), timeout=_WAIT_SECONDS):
-            yield message
+        call = self.stub.Generate(generate_request(prompt, **fields), timeout=_WAIT_SECONDS)
+        try:
+            async for message in call:
+                yield message
+        finally:
+            call.cancel()  # or it would go on until somebody collects it
 
     async def generate(self, prompt: Any, **fields: Any) -> Answer:
         answer = Answer()

@@ -1,0 +1,62 @@
+"""The executors that faults are tried on: the virtual one, and real ones with the model that is served."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorKind:
+    """How an executor is started, what is asked of it, and what counts as equal."""
+
+    name: str
+    flags: tuple[str, ...]
+    num_cases: int
+    max_tokens: tuple[int, int]
+    """Output tokens of a request, from and to."""
+    is_exact: bool
+    """Whether nothing that happens may change a log-probability."""
+    max_gap: float | None
+    """Two candidates this close may change places; None: no token may differ."""
+    start_seconds: float
+    """How long a start may take, about: whoever waits is as patient."""
+    without: tuple[str, ...] = ()
+    """Kinds of cases that are left out."""
+    reference_flags: tuple[str, ...] = ()
+    """More flags of the executor that is not disturbed, which change no token."""
+
+
+# KV caches that are too small for all rows at once, so that sequences are preempted.
+_SIZES = ("--max-num-seqs=16", "--num-kv-blocks=161", "--max-model-len=512")
+EXECUTORS = {
+    kind.name: kind
+    for kind in (
+        ExecutorKind(
+            "virtual",
+            (*_SIZES, "--virtual", "--virtual-poison", "--virtual-step-ms=3"),
+            num_cases=40,
+            max_tokens=(48, 128),
+            is_exact=True,
+            max_gap=None,
+            start_seconds=10.0,
+            reference_flags=("--virtual-step-ms=0.1",),
+        ),
+        ExecutorKind(
+            "cpu",
+            (*_SIZES, "--device=cpu", "--dtype=float32", "--verify"),
+            num_cases=30,
+            max_tokens=(24, 64),
+            is_exact=False,
+            max_gap=1e-4,
+            start_seconds=30.0,
+        ),
+        ExecutorKind(
+            "cuda",
+            ("--max-num-seqs=64", "--num-kv-blocks=513", "--max-model-len=1024", "--device=cuda"),
+            num_cases=40,
+            max_tokens=(64, 256),
+            is_exact=False,
+            max_gap=0.5,  # bfloat16: eight bits of a logit of some tens
+            start_seconds=120.0,
+            without=("penalties", "filtered"),  # whose gaps cannot be told from the outside
+        ),
+    )
+}

@@ -1,0 +1,86 @@
+"""A rogue scheduler at a real executor service: what it must be refused, it is."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor_svc.runner import RunnerLimits
+from executor_svc.service import ExecutorServer
+from executor_svc.virtual import VirtualRunner
+from executor_svc.wire import Identity
+from nanoserve.executor.v1 import executor_pb2 as pb
+from nanoserve_client.chaos import rogue_scheduler
+from nanoserve_client.chaos.bad_plans import BadPlan, all_bad_plans
+
+LIMITS = RunnerLimits(
+    num_blocks=64,
+    block_size=16,
+    max_num_seqs=8,
+    max_model_len=256,
+    max_num_batched_tokens=256,
+    max_num_decode_steps=4,
+    max_plans_in_flight=4,
+    vocab_size=512,
+)
+
+
+@pytest.fixture
+def executor(tmp_path: Path) -> Iterator[str]:
+    server = ExecutorServer(f"unix:{tmp_path / 'executor'}")
+    server.start(VirtualRunner(LIMITS), Identity("instance", "model", "weights", "0"))
+    yield server.address
+    assert server.stop(5.0)
+
+
+@pytest.mark.parametrize("bad", all_bad_plans(), ids=lambda bad: bad.field or "rule")
+def test_each_bad_plan_is_refused_by_the_name_of_its_field(executor: str, bad: BadPlan):
+    async def run() -> None:
+        async with rogue_scheduler.connected(executor) as stub:
+            call = await rogue_scheduler.opened(stub)
+            assert call is not None
+            assert await rogue_scheduler.try_bad_plan(call, bad) == ""
+            call.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_good_plan_is_not_taken_for_a_refused_bad_one(executor: str):
+    async def run() -> None:
+        async with rogue_scheduler.connected(executor) as stub:
+            call = await rogue_scheduler.opened(stub)
+            assert call is not None
+            assert "was answered" in await rogue_scheduler.try_bad_plan(
+                call, BadPlan(pb.StepPlan(step_id=1), "step_id")
+            )
+            call.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("way", rogue_scheduler.INTRUSIONS)
+def test_no_intruder_gets_past_a_scheduler_that_has_the_executor(executor: str, way: str):
+    async def run() -> None:
+        async with rogue_scheduler.connected(executor) as stub:
+            call = await rogue_scheduler.opened(stub)
+            assert call is not None
+            assert await rogue_scheduler.intrude(executor, way) == ""
+            assert (await stub.Describe(pb.DescribeRequest())).session_alive
+            call.cancel()
+
+    asyncio.run(run())
+
+
+def test_an_intrusion_that_succeeds_is_told(executor: str):
+    assert "answered opened" in asyncio.run(rogue_scheduler.intrude(executor, "no_take_over"))
+
+
+@pytest.mark.parametrize("way", rogue_scheduler.TAKE_OVERS)
+def test_an_executor_that_was_taken_over_goes_on_for_the_next(executor: str, way: str):
+    async def run() -> None:
+        assert await rogue_scheduler.take_over(executor, way, random.Random(1)) == ""
+        assert await rogue_scheduler.take_over(executor, way, random.Random(2)) == ""
+
+    asyncio.run(run())
