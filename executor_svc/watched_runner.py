@@ -1,5 +1,6 @@
 """A runner that notes in shared memory which steps are under way, for the parent that ends an executor that hangs."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -62,7 +63,10 @@ class WatchedRunner:
             self._page.finish(self._num_finished, self._limit())
 
     def _limit(self) -> float:
-        return max((self._step_limits.limit(num_tokens) for num_tokens, _ in self._under_way), default=0.0)
+        """Of the steps under way; without any none, as it may be read beside counts of a moment before."""
+        return max(
+            (self._step_limits.limit(num_tokens) for num_tokens, _ in self._under_way), default=math.inf
+        )
 
 
 class WatchedStep:

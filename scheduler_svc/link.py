@@ -7,6 +7,7 @@ never come behind its SessionLost.
 import asyncio
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -38,6 +39,7 @@ from scheduler_svc.wire import StepReport, WireError, decode_result, decode_sess
 
 _FIRST_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 2.0
+_ENDED = object()
 _DESCRIBE_TIMEOUT_SECONDS = 5.0
 _OPEN_TIMEOUT_SECONDS = 60.0
 _WARM_UP_POLL_SECONDS = 0.25
@@ -289,7 +291,9 @@ class ExecutorLink:
         except TimeoutError:
             raise _Lost("the executor does not open a session") from None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            answer = None
+            answer = _ENDED
+        if answer is None:  # what could not be decoded; the call goes on
+            raise _Lost("the executor's first message cannot be read")
         if not isinstance(answer, pb.ExecuteResponse):
             refusal = await self._refused(call)
             if await call.code() is grpc.StatusCode.FAILED_PRECONDITION:
@@ -360,10 +364,11 @@ class ExecutorLink:
 
     async def _read(self, call: ExecutorCall) -> None:
         while True:
-            try:
+            message: object = _ENDED
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 message = await call.read()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                message = None
+            if message is None:  # what could not be decoded; the call goes on
+                raise WireError("a message that cannot be read")
             if not isinstance(message, pb.ExecuteResponse):
                 raise self._ended(await call.code(), await call.details())
             if message.WhichOneof("response") != "result":

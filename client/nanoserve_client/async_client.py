@@ -77,6 +77,9 @@ class AsyncStream(AsyncIterator[Event]):
             self.close()
             raise
         except grpc.RpcError as error:
+            if self._builder.is_complete:  # only the call's status was lost
+                self._over.set()
+                raise StopAsyncIteration from None
             await self._await_next_call(self._connector.failure(error), error)
         except ConnectionFailed as failure:
             await self._await_next_call(failure, failure)

@@ -142,6 +142,11 @@ class CompletionBuilder:
         """Whether anything was received."""
         return self._started is not None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all has come, so that nothing is lost with the call."""
+        return self._completed is not None
+
     def resumed(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
         """The request that goes on with what `request` has brought so far; itself where that is nothing."""
         if self._started is None:

@@ -14,6 +14,7 @@ from nanoserve.v1 import inference_pb2 as pb
 from nanoserve_client.errors import (
     AlreadyExists,
     ApiError,
+    Cancelled,
     ConnectionFailed,
     InvalidRequest,
     ResourceExhausted,
@@ -25,6 +26,8 @@ from nanoserve_client.events import CompletionBuilder
 DEFAULT_RESUME_TIMEOUT = 60.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
+# A server that stops cancels what has not been read to its end. What this side cancels is not asked about.
+_BROKEN = (Unavailable, Cancelled)
 
 
 def checked_resume_timeout(seconds: float) -> float:
@@ -74,8 +77,8 @@ class Resumption:
             # What the server refuses is refused, and nobody may listen where it was never seen.
             is_answer = isinstance(cause, grpc.RpcError) and said_by_server(cause)
             never_seen = is_answer or isinstance(failure, ConnectionFailed)
-            return isinstance(failure, Unavailable) and not never_seen
+            return isinstance(failure, _BROKEN) and not never_seen
         if isinstance(failure, AlreadyExists | ResourceExhausted):
             # The server may not know yet that the broken stream is gone; its queue may be full.
             return self._broken_at is not None
-        return isinstance(failure, Unavailable)
+        return isinstance(failure, _BROKEN)

@@ -68,7 +68,9 @@ class Stream(Iterator[Event]):
             self._builder.end()
             raise
         except grpc.RpcError as error:
-            if self._over.is_set():  # closed by another thread or a signal handler
+            if self._builder.is_complete:  # only the call's status was lost
+                self._over.set()
+            if self._over.is_set():  # or closed by another thread or a signal handler
                 raise StopIteration from None
             self._await_next_call(self._connector.failure(error), error)
         except ConnectionFailed as failure:

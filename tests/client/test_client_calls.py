@@ -157,6 +157,41 @@ def test_a_stream_cut_short_without_an_error_is_one(kind: str) -> None:
         call(kind, address, "generate", "x")
 
 
+@KINDS
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_stream_that_breaks_behind_its_last_event_is_whole(kind: str, code: grpc.StatusCode) -> None:
+    calls = []
+
+    def answer(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        calls.append(request)
+        yield from fake_server.answer("a", "b")
+        context.abort(code, "")
+
+    with fake_server.running(fake_server.FakeServicer(answer)) as address:
+        assert call(kind, address, "generate", "x").text == "ab"
+    assert len(calls) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_stream_that_the_server_ends_early_goes_on(kind: str, code: grpc.StatusCode) -> None:
+    calls: list[pb.GenerateRequest] = []
+
+    def answer(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        calls.append(request)
+        whole = fake_server.answer("a", "b")
+        if len(calls) == 1:
+            yield from whole[:2]
+            context.abort(code, "")
+        for seq, response in enumerate(response for index, response in enumerate(whole) if index != 1):
+            response.seq = seq
+            yield response
+
+    with fake_server.running(fake_server.FakeServicer(answer)) as address:
+        assert call(kind, address, "generate", "x").text == "ab"
+    assert [list(request.resume.outputs) != [] for request in calls] == [False, True]
+
+
 def leave_sync(address: str, how: str) -> None:
     with ns.Client(address) as client:
         if how == "break":

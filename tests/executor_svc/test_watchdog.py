@@ -1,6 +1,7 @@
 """The executor's parent: it ends an executor that hangs, soon and no other, and is otherwise not to be noticed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -111,7 +112,8 @@ def test_a_watched_runner_tells_of_what_is_under_way_however_it_ends(failing_sub
             break
         assert page.read()[1:3] == (2, 1)
         second.wait(sub_step)
-    assert page.read()[1:] == (2, 2, 0.0)
+    # The limit may be read beside counts of a moment before: without a step under way there is none.
+    assert page.read()[1:] == (2, 2, math.inf)
 
 
 def test_an_executor_whose_step_hangs_is_ended_with_status_1() -> None:
