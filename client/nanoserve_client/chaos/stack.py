@@ -150,6 +150,7 @@ class Stack:
             self.client_link.address,
             connect_timeout=self.patience_seconds,
             wait_for_ready=True,
+            resume_timeout=self.patience_seconds,
             connections=_CLIENT_CONNECTIONS if self._flags.api_workers else 1,
         )
 
