@@ -126,7 +126,8 @@ class Followers:
         consume_token_par(self._executor, list(zip(matchers, token_ids, strict=True)))
         words = allocate_token_bitmask(len(matchers), vocab_size)
         sound = [(matcher, index) for index, matcher in enumerate(matchers) if not matcher.is_error()]
-        fill_next_token_bitmask_par(self._executor, sound, words)
+        if sound:  # of none it makes an error
+            fill_next_token_bitmask_par(self._executor, sound, words)
         return [
             _checked(matcher, row.tobytes(), vocab_size) for matcher, row in zip(matchers, words, strict=True)
         ]

@@ -103,6 +103,13 @@ def test_many_followed_together_are_told_what_each_is_alone(seeds: list[int], se
         assert [bits if isinstance(bits, bytes) else str(bits) for bits in found] == known
 
 
+def test_that_none_of_many_can_go_on_is_told_of_each():
+    matchers = [COMPILER.compile(Guide("regex", "a")).matcher.deep_copy() for _ in range(4)]
+    not_allowed = LIMITS.vocab_size
+    found = Followers(2).advance(matchers, [not_allowed] * 4, LIMITS.vocab_size)
+    assert [type(bits) for bits in found] == [GrammarError] * 4
+
+
 def a_token_of(bits: bytes | str, rng: random.Random) -> int:
     """One that is allowed, mostly."""
     if isinstance(bits, str) or rng.random() < 0.02:
