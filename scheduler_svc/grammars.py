@@ -126,7 +126,8 @@ class Followers:
         consume_token_par(self._executor, list(zip(matchers, token_ids, strict=True)))
         words = allocate_token_bitmask(len(matchers), vocab_size)
         sound = [(matcher, index) for index, matcher in enumerate(matchers) if not matcher.is_error()]
-        fill_next_token_bitmask_par(self._executor, sound, words)
+        if sound:  # of none it makes an error
+            fill_next_token_bitmask_par(self._executor, sound, words)
         return [
             _checked(matcher, row.tobytes(), vocab_size) for matcher, row in zip(matchers, words, strict=True)
         ]
@@ -147,7 +148,12 @@ def _checked(matcher: "LLMatcher", bits: bytes, vocab_size: int) -> bytes | Gram
     bits = bits[: -(-vocab_size // 8)]
     if vocab_size % 8:
         bits = bits[:-1] + bytes([bits[-1] & ((1 << vocab_size % 8) - 1)])
-    return bits if any(bits) else GrammarError("no text can follow")
+    return bits if has_any(bits) else GrammarError("no text can follow")
+
+
+def has_any(bits: bytes | bytearray) -> bool:
+    """Whether any bit is set. `any` takes tens of microseconds where the first is far behind."""
+    return bits != bytes(len(bits))
 
 
 def _source(guide: Guide) -> str:

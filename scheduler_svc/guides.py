@@ -15,7 +15,14 @@ from scheduler_svc.core.request import Finish, Int32Array, Request
 from scheduler_svc.core.step import StepOutputs
 from scheduler_svc.errors import internal_problem
 from scheduler_svc.grammar_store import GrammarStore
-from scheduler_svc.grammars import Followers, Grammar, GrammarError, large_stack_thread, next_tokens
+from scheduler_svc.grammars import (
+    Followers,
+    Grammar,
+    GrammarError,
+    has_any,
+    large_stack_thread,
+    next_tokens,
+)
 from scheduler_svc.messages import Code, Problem
 
 if TYPE_CHECKING:
@@ -62,7 +69,7 @@ class _GuidedSequence:
             without = bytearray(bits)
             for token_id in self.request.end_token_ids:
                 without[token_id // 8] &= ~(1 << token_id % 8)
-            if any(without):
+            if has_any(without):
                 bits = bytes(without)
         return TokenMask.smallest(bits, vocab_size)
 

@@ -9,10 +9,16 @@ import grpc
 import pytest
 
 from nanoserve.decoding import CheckedServer
+from nanoserve.executor.v1 import executor_pb2 as executor_pb
+from nanoserve.executor.v1.executor_pb2_grpc import (
+    ExecutorServiceServicer,
+    add_ExecutorServiceServicer_to_server,
+)
 from nanoserve.v1 import inference_pb2 as pb
 from nanoserve.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 
 SERVICE = "/nanoserve.v1.InferenceService/"
+EXECUTOR = "/nanoserve.executor.v1.ExecutorService/"
 BYTES = 200_000
 
 
@@ -34,11 +40,23 @@ class Servicer(InferenceServiceServicer):
         return pb.DetokenizeResponse(text=f"{len(request.token_ids)} {len(request.model)}")
 
 
+class Executor(ExecutorServiceServicer):
+    """Answers each message with whether it is a plan."""
+
+    def Execute(
+        self, request_iterator: Iterator[executor_pb.ExecuteRequest], context: Any
+    ) -> Iterator[executor_pb.ExecuteResponse]:
+        for request in request_iterator:
+            opened = executor_pb.SessionOpened(epoch=int(request.HasField("plan")))
+            yield executor_pb.ExecuteResponse(opened=opened)
+
+
 @contextmanager
 def serving() -> Iterator[grpc.Channel]:
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
         add_InferenceServiceServicer_to_server(Servicer(), CheckedServer(server))
+        add_ExecutorServiceServicer_to_server(Executor(), CheckedServer(server))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
@@ -76,3 +94,12 @@ def test_what_is_no_message_or_mostly_none_is_refused(name: str):
         with pytest.raises(grpc.RpcError) as refusal:
             channel.unary_unary(f"{SERVICE}Detokenize")(BAD[name], timeout=20)
         assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_messages_of_a_stream_are_not_measured():
+    """Plans come in one, and measuring one of many masks takes longer than its step."""
+    plan = executor_pb.ExecuteRequest(plan=executor_pb.StepPlan(step_id=1)).SerializeToString()
+    messages = [plan + field(15_000, b"x" * BYTES), b"\xff", plan]
+    with serving() as channel:
+        call = channel.stream_stream(f"{EXECUTOR}Execute", None, executor_pb.ExecuteResponse.FromString)
+        assert [answer.opened.epoch for answer in call(iter(messages), timeout=20)] == [1, 0, 1]

@@ -21,7 +21,7 @@ from benchmarks.schemas import conforms, random_schema
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc import guided_params
 from scheduler_svc.core.request import Guide
-from scheduler_svc.grammars import Followers, GrammarCompiler, GrammarError, next_tokens
+from scheduler_svc.grammars import Followers, GrammarCompiler, GrammarError, has_any, next_tokens
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
@@ -101,6 +101,18 @@ def test_many_followed_together_are_told_what_each_is_alone(seeds: list[int], se
         known = [followed(matcher, token) for matcher, token in zip(alone, tokens, strict=True)]
         found = followers.advance(together, tokens, LIMITS.vocab_size)
         assert [bits if isinstance(bits, bytes) else str(bits) for bits in found] == known
+
+
+@given(st.binary(max_size=40) | st.integers(0, 19_000).map(bytes))
+def test_masks_that_allow_nothing_are_told_from_others(bits: bytes):
+    assert has_any(bits) == has_any(bytearray(bits)) == any(bits)
+
+
+def test_that_none_of_many_can_go_on_is_told_of_each():
+    matchers = [COMPILER.compile(Guide("regex", "a")).matcher.deep_copy() for _ in range(4)]
+    not_allowed = LIMITS.vocab_size
+    found = Followers(2).advance(matchers, [not_allowed] * 4, LIMITS.vocab_size)
+    assert [type(bits) for bits in found] == [GrammarError] * 4
 
 
 def a_token_of(bits: bytes | str, rng: random.Random) -> int:

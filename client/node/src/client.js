@@ -14,6 +14,8 @@ export { ApiError, InvalidRequest, NanoserveError, ProtocolError } from './error
 /** @typedef {import('./types.js').TokenizeRequest} TokenizeRequest */
 /** @typedef {import('./types.js').DetokenizeRequest} DetokenizeRequest */
 
+// More than gRPC can say ends the process.
+const MAX_TIMEOUT_SECONDS = 1e9;
 // Where an environment names a proxy for web pages, calls to this machine would go there too.
 const CHANNEL_OPTIONS = { 'grpc.enable_http_proxy': 0 };
 
@@ -117,5 +119,5 @@ export class Client {
 function deadline(seconds) {
   if (seconds === undefined) return {};
   if (!(seconds > 0)) throw new InvalidRequest('timeoutSeconds: must be a positive number');
-  return { deadline: Date.now() + seconds * 1000 };
+  return { deadline: Date.now() + Math.min(seconds, MAX_TIMEOUT_SECONDS) * 1000 };
 }

@@ -76,17 +76,24 @@ function scalar(type, value, at) {
   const range = RANGES[type];
   if (range === undefined) {
     if (type in TYPES && typeof value !== TYPES[type]) throw new InvalidRequest(`${at}: must be a ${TYPES[type]}`);
-    return value;
+    return type === 'TYPE_STRING' ? text(value, at) : value;
   }
-  const isInteger = Number.isInteger(value) || /^-?\d+$/.test(String(value));
+  const isText = typeof value === 'bigint' || typeof value === 'string';
+  const isInteger = Number.isInteger(value) || (isText && /^-?\d+$/.test(String(value)));
   if (!isInteger || BigInt(value) < range[0] || BigInt(value) > range[1]) {
     throw new InvalidRequest(`${at}: must be an integer in [${range[0]}, ${range[1]}]`);
   }
   return String(BigInt(value));
 }
 
+/** Half of a character, as a cut leaves it, cannot travel. */
+function text(value, at) {
+  if (!value.isWellFormed()) throw new InvalidRequest(`${at}: holds half of a surrogate pair`);
+  return value;
+}
+
 function struct(value, at) {
-  const held = entries(value, at, [undefined]).map(([key, each]) => [key, json(each, `${at}.${key}`)]);
+  const held = entries(value, at, [undefined]).map(([key, each]) => [text(key, at), json(each, `${at}.${key}`)]);
   return { fields: Object.fromEntries(held) };
 }
 
@@ -94,7 +101,7 @@ function json(value, at) {
   if (value === null) return { nullValue: 'NULL_VALUE' };
   if (typeof value === 'boolean') return { boolValue: value };
   if (typeof value === 'number') return { numberValue: value };
-  if (typeof value === 'string') return { stringValue: value };
+  if (typeof value === 'string') return { stringValue: text(value, at) };
   if (typeof value !== 'object') throw new InvalidRequest(`${at}: is no JSON value`);
   if (!Array.isArray(value)) return { structValue: struct(value, at) };
   return { listValue: { values: value.map((each, index) => json(each, `${at}[${index}]`)) } };

@@ -106,6 +106,10 @@ test('a timeout that is none is named', async () => {
   }
 });
 
+test('no timeout is too long', async () => {
+  for (const timeoutSeconds of [1e12, Infinity]) assert.equal((await client.getModel({ timeoutSeconds })).vocabSize, 768);
+});
+
 test('what the server refuses names the field', async () => {
   const refusals = [
     ['sampling.top_p', { text: 'x', sampling: { topP: 2 } }],
@@ -131,6 +135,9 @@ test('what protobuf would drop, wrap or round without a word is named before a c
     ['tokenIds', { text: 'x', tokenIds: { ids: [1] } }],
     ['sampling.temperature', { text: 'x', sampling: { temperature: 'hot' } }],
     ['stop.maxTokens', { text: 'x', stop: { maxTokens: 1.5 } }],
+    ['stop.maxTokens', { text: 'x', stop: { maxTokens: [5] } }],
+    ['text', { text: '\u{1f600}'.slice(0, 1) }],
+    ['chat.templateOptions.a[0]', { chat: { messages: [], templateOptions: { a: ['\ud800'] } } }],
     ['priority', { text: 'x', priority: 2 ** 31 }],
     ['sampling.seed', { text: 'x', sampling: { seed: -1 } }],
     ['stop.strings', { text: 'x', stop: { strings: 'a' } }],
