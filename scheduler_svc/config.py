@@ -70,7 +70,7 @@ class SchedulerConfig(SchedulingFlags):
             if self.metrics_listen.startswith("unix:"):
                 raise ValueError("--metrics-listen: must be host:port")
         endpoint = self.otlp_traces_endpoint
-        is_url = endpoint is None or re.fullmatch(r"https?://[^/\s]+/?", endpoint) is not None
+        is_url = endpoint is None or re.fullmatch(r"https?://[^/\s]+:\d+/?", endpoint) is not None
         require("otlp_traces_endpoint", is_url, "must be http://host:port or https://host:port", self)
         require("model", self.model is None or self.model != "", "must not be empty", self)
         named = self.served_model_name is None or self.served_model_name != ""

@@ -199,8 +199,13 @@ def test_without_its_extra_the_flag_says_what_to_install(monkeypatch: pytest.Mon
     assert tracing.open_tracer(None, "demo") is None
 
 
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:4317", "grpc://host:4317", "http://host:4317/v1/traces"])
-def test_an_endpoint_is_a_url_without_a_path(endpoint: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "127.0.0.1:4317", "grpc://host:4317", "http://host:4317/v1/traces", "http://host", "http://[::1]"],
+)
+def test_an_endpoint_is_a_url_with_a_port_and_without_a_path(
+    endpoint: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit):
         parse_config([f"--otlp-traces-endpoint={endpoint}"])
     assert "--otlp-traces-endpoint" in capsys.readouterr().err
