@@ -4,6 +4,7 @@ The extra `otel` brings what this needs and imports only for --otlp-traces-endpo
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -62,6 +63,8 @@ class RequestTracer:
     def __init__(self, provider: "TracerProvider", model_name: str) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        # It warns of headers that it cannot read, and quotes them: callers would write into the log.
+        logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         self._provider, self._model_name = provider, model_name
         self._tracer = provider.get_tracer("nanoserve")
         self._propagator = TraceContextTextMapPropagator()

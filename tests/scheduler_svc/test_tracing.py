@@ -57,6 +57,13 @@ def finished_stream() -> RequestStream:
     return stream
 
 
+@pytest.mark.parametrize("tracestate", ["A!=b", "a" * 9000, ",".join(f"k{i}=1" for i in range(50))])
+def test_headers_that_are_none_write_nothing_into_the_log(tracestate: str, caplog: pytest.LogCaptureFixture):
+    root = recorded(finished_stream(), (("traceparent", SAMPLED), ("tracestate", tracestate)))[-1]
+    assert root.context.trace_id == int(TRACE, 16)
+    assert not caplog.records
+
+
 def test_the_phases_of_a_request_are_its_spans_children():
     *phases, root = recorded(finished_stream(), tenant="team")
     assert root.name == "llm_request"
