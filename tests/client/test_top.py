@@ -46,6 +46,13 @@ def test_rates_are_those_between_two_readings() -> None:
     assert "running           7   waiting 2" in lines[4]
 
 
+def test_a_server_that_began_anew_has_no_rates_from_before() -> None:
+    view = View("here:1", colours=False)
+    for now, num_tokens in enumerate((0, 100, 90_000, 10, 110)):
+        lines = view.frame(replace(IDLE, num_output_tokens=num_tokens, num_steps=num_tokens), float(now))
+        assert f"tokens/s {(0, 100, 89_900, 0, 100)[now]:>10,}" in lines[2]
+
+
 def test_a_server_without_its_executor_says_so() -> None:
     view = View("here:1", colours=False)
     assert "waiting for its executor" in view.frame(replace(IDLE, executor_healthy=False), 0.0)[0]
