@@ -26,6 +26,8 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 10.0
 # A worker that has listened for so long before it died is started again without more ado.
 _LASTING_SECONDS = 30.0
+# So often a worker may be killed before it listens; one that ends by itself would do so again.
+_MAX_KILLED_AT_START = 3
 # How much longer than its streams a worker may take to stop.
 _STOP_SECONDS = 3.0
 _PING = pb.EngineFrame(ping=True).SerializeToString()
@@ -118,14 +120,16 @@ class WorkerPool:
     async def _keep_running(self, index: int) -> None:
         """Runs one worker after the other, until the pool stops."""
         loop = asyncio.get_running_loop()
-        backoff = _FIRST_BACKOFF_SECONDS
+        backoff, num_killed = _FIRST_BACKOFF_SECONDS, 0
         while not self._is_stopping:
-            began = loop.time()
+            began, was_killed = loop.time(), False
             try:
-                reason = await self._run(index)
+                reason, status = await self._run(index)
+                reason, was_killed = f"{reason}, status {status}", status < 0
             except OSError as error:
                 reason = str(error)  # no process to be had
-            if not self._started[index].done():
+            num_killed += was_killed
+            if not self._started[index].done() and not (was_killed and num_killed <= _MAX_KILLED_AT_START):
                 description = f"--api-workers: worker {index} could not start: {reason}"
                 self._started[index].set_exception(ValueError(description))
                 return
@@ -137,8 +141,8 @@ class WorkerPool:
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
 
-    async def _run(self, index: int) -> str:
-        """Runs one worker process to its end; returns why it ended."""
+    async def _run(self, index: int) -> tuple[str, int]:
+        """Runs one worker process to its end; returns why it ended, and its status: below 0 for a signal."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -170,7 +174,7 @@ class WorkerPool:
             if process.returncode is None:
                 process.kill()
             status = await process.wait()
-        return f"{reason}, status {status}"
+        return reason, status
 
     async def _spawn(self, index: int, fd: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(

@@ -182,6 +182,22 @@ def test_a_port_in_use_is_told_by_its_flag(tmp_path: Path):
     run(test)
 
 
+def test_a_worker_that_is_killed_before_it_listens_is_started_again():
+    async def test() -> None:
+        pool = WorkerPool(
+            "127.0.0.1:0", 2, WorkerFlags(demo_checkpoint(), "demo", "info"), lambda command: None
+        )
+        starting = asyncio.ensure_future(pool.start())
+        while 1 not in pool.processes:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        pool.processes[1].kill()
+        await starting
+        assert pool.listening == {0, 1}
+        await pool.stop()
+
+    run(test)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 def test_a_worker_that_cannot_start_is_an_error_and_leaves_nothing(tmp_path: Path):
     async def test() -> None:
