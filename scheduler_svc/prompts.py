@@ -17,6 +17,8 @@ _MAX_MESSAGES = 10_000
 _MAX_TEMPLATE_OPTIONS_BYTES = 64 * 1024
 # Unicode normalisation makes a text shorter by this factor at most.
 _MAX_SHRINKAGE = 4
+# Several times what a token of most texts has. Of longer texts the beginning alone is tokenized first.
+_MANY_CHARACTERS = 16
 
 
 class PromptReader:
@@ -51,6 +53,10 @@ class PromptReader:
             raise InvalidRequest(
                 "prompt", f"has {len(text)} characters, must come to {max_tokens} tokens at most"
             )
+        beginning = text[: max_tokens * _MANY_CHARACTERS]
+        # What follows can change the last tokens of it, but not half of them.
+        if len(beginning) < len(text) and len(self._tokenizer.encode(beginning)) > 2 * max_tokens:
+            raise InvalidRequest("prompt", f"must come to {max_tokens} tokens at most")
         return self._tokenizer.encode(text)
 
     def _render(self, chat: pb.Chat) -> str:
