@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 _MAX_WAIT_SECONDS = 10.0
 _MAX_COMPILING = 256
 # Many times what a mask takes, alone and among others.
-_SLOW_SECONDS, _SLOW_TOGETHER_SECONDS = 2e-3, 20e-3
+_SLOW_SECONDS = 2e-3
+_SLOW_TOGETHER_SECONDS, _SLOW_SECONDS_EACH = 20e-3, 0.2e-3
 # Of fewer, each is sooner done by itself.
 _MIN_TOGETHER = 4
 _MAX_FOLLOWER_THREADS = 8
@@ -261,7 +262,7 @@ def _advance_together(steps: list[_Step], vocab_size: int) -> _Masks:
     begun = time.perf_counter()
     matchers = [sequence.matcher for _, sequence, _ in steps]
     found = _followers().advance(matchers, [token_id for _, _, token_id in steps], vocab_size)
-    if time.perf_counter() - begun > _SLOW_TOGETHER_SECONDS:
+    if time.perf_counter() - begun > _SLOW_TOGETHER_SECONDS + _SLOW_SECONDS_EACH * len(steps):
         # Whichever it was: each is timed alone in its next step, and those that are quick come back.
         for _, sequence, _ in steps:
             sequence.is_slow = True
