@@ -4,11 +4,12 @@ PYTHON ?= python3
 # A CPU-only machine on the public internet sets TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BUF := 1.75.0
+UV := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz test-node lint protos bench bench-scheduler bench-gpu check-gpu serve clean
+.PHONY: demo test fuzz test-node test-compose lint protos bench bench-scheduler bench-gpu check-gpu serve dist lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,9 @@ test-node: $(INSTALLED)  ## The Node client, where there are Node 20, npm and a 
 fuzz: $(INSTALLED)  ## 10,000 wild calls of both services; docs/security.md says what must hold
 	FUZZ_CALLS=10000 $(BIN)/python -m pytest -s tests/e2e/test_fuzzed_api.py tests/executor_svc/test_fuzzed_plans.py
 
+test-compose: $(INSTALLED)  ## The images and docker-compose.yml, where a container engine runs
+	$(BIN)/python tests/compose/run.py
+
 lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,6 +54,17 @@ lint: $(INSTALLED)  ## Formatting, types, import contracts, protos
 
 protos: $(INSTALLED)  ## Generate the Python stubs beside the .proto files
 	$(BIN)/python protos/generate.py
+
+dist: $(INSTALLED)  ## The source distribution and the wheel, in dist/
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --require-hashes -r deploy/requirements/build.txt
+	$(BIN)/python -m hatchling build
+
+lock: $(INSTALLED)  ## Lock by hash what the images hold, at the versions of constraints.txt
+	$(BIN)/python -m pip install --quiet uv==$(UV)
+	for name in build executor scheduler; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+	  --generate-hashes --custom-compile-command "make lock" --constraints constraints.txt \
+	  --output-file deploy/requirements/$$name.txt deploy/requirements/$$name.in || exit 1; done
 
 bench: bench-scheduler  ## All benchmarks that need no GPU
 

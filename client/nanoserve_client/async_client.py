@@ -139,9 +139,10 @@ class AsyncClient:
         tls_cert: str | None = None,
         tls_key: str | None = None,
         insecure: bool = False,
+        prefix_key: str | None = None,
     ) -> None:
         self.address = checked_address(address)
-        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
+        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure, prefix_key)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
         # A channel belongs to the loop that runs when it is made, so none is made before there must be one.
         self._resume_timeout = checked_resume_timeout(resume_timeout)

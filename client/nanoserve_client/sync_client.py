@@ -126,7 +126,8 @@ class Client:
 
     `api_key` is shown with every call. `tls_ca` names a PEM file of the roots that the server's certificate must come
     from, and turns TLS on; `tls_cert` and `tls_key` the files of a certificate to show. `insecure` allows a key to be
-    sent to another machine without TLS. See docs/security.md.
+    sent to another machine without TLS. See docs/security.md. `prefix_key` names what the prompts begin with, or
+    who sends them: a gateway sends one key's calls to one server. See docs/deployment.md.
     """
 
     def __init__(
@@ -142,9 +143,10 @@ class Client:
         tls_cert: str | None = None,
         tls_key: str | None = None,
         insecure: bool = False,
+        prefix_key: str | None = None,
     ) -> None:
         self.address = checked_address(address)
-        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure)
+        credentials = Credentials(self.address, api_key, tls_ca, tls_cert, tls_key, insecure, prefix_key)
         self._connector = Connector(address, connect_timeout, wait_for_ready)
         self._resume_timeout = checked_resume_timeout(resume_timeout)
         self._lanes = Lanes(credentials.channel, connections, credentials.metadata)

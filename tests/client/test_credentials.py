@@ -26,11 +26,23 @@ def test_the_key_goes_with_every_call(kind: str, method: str) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("method", ["generate", "tokenize", "stream"])
+def test_the_prefix_key_goes_with_every_call_beside_the_api_key(kind: str, method: str) -> None:
+    servicer = fake_server.FakeServicer(fake_server.echo)
+    with fake_server.running(servicer) as address:
+        call(kind, address, method, "x", connect={"api_key": KEY, "prefix_key": "chat-7"})
+    shown = dict(servicer.metadata[0])
+    assert (shown["authorization"], shown["x-nanoserve-prefix-key"]) == (f"Bearer {KEY}", "chat-7")
+
+
+@KINDS
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
         ({"api_key": ""}, "api_key"),
         ({"api_key": "two words"}, "api_key"),
+        ({"prefix_key": ""}, "prefix_key"),
+        ({"prefix_key": "two words"}, "prefix_key"),
         ({"api_key": "schl\u00fcssel"}, "api_key"),
         ({"tls_ca": "/no/such/file"}, "tls_ca"),
         ({"tls_cert": "/c"}, "tls_cert"),
