@@ -8,7 +8,6 @@ not hold them all: so each switch has something to act on. CUDA graphs and Trito
 
 import argparse
 import sys
-from collections.abc import Mapping
 from functools import partial
 
 from benchmarks.workloads import lognormal_prompts
@@ -58,7 +57,7 @@ def _case(name: str, off: list[str], batching: tuple[str, ...], sizes: Sizes) ->
         most = sizes.num_uncached if "--no-kv-cache" in batching else sizes.num_naive
     return Case(
         name,
-        {"workload": repr(sizes.ablation), "requests": most},
+        {"workload": repr(sizes.ablation), "requests": most, "runs": sizes.runs},
         partial(_measure, sizes=sizes, num_requests=most),
         (*pool_flags(sizes, sizes.ablation.num_requests), *executor_flags),
         (*batching, *scheduler_flags),
@@ -77,14 +76,7 @@ def pool_flags(sizes: Sizes, num_rows: int) -> tuple[str, ...]:
 
 
 def _measure(bench: Bench, sizes: Sizes, num_requests: int) -> Row:
-    prompts, warm_up = (lognormal_prompts(sizes.ablation, run)[:num_requests] for run in (0, 1))
-    return answered(bench, prompts, warm_up)
-
-
-def gain(rows: Mapping[str, Row], switch: str) -> float | None:
-    """How many times as fast the whole is as the whole less this switch; None where either is missing."""
-    whole, less = rows.get("+ planning ahead"), rows.get(f"without {switch}")
-    return None if whole is None or less is None else whole["tok_s"] / less["tok_s"]
+    return answered(bench, lambda run: lognormal_prompts(sizes.ablation, run)[:num_requests], sizes.runs)
 
 
 if __name__ == "__main__":

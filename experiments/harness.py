@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,7 @@ def _planned(
     """Every experiment's file and cases, and the cases that have no row yet."""
     here, shape = environment(), arguments.model_shape
     sizes = sizes_of("quick" if arguments.quick else shape, shape)
+    sizes = replace(sizes, runs=arguments.runs or sizes.runs)
     stores = []
     for name, experiment in experiments.items():
         store = opened(arguments.out, name, shape, here, fresh=arguments.fresh)
@@ -195,6 +196,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, default=_DEFAULT_OUT, metavar="DIR", help="default: %(default)s")
     result.add_argument(
         "--minutes", type=float, metavar="M", help="begin no case after so many minutes; exit status 3"
+    )
+    result.add_argument(
+        "--runs", type=int, metavar="N", help="equal runs, of which the one in the middle counts"
     )
     result.add_argument("--fresh", action="store_true", help="measure again what --out has")
     result.add_argument(

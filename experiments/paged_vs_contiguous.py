@@ -29,7 +29,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
             {
                 "workload": repr(sizes.skewed),
                 "sequences": sizes.pool_sequences,
-                "longest": sizes.max_model_len,
+                "runs": sizes.runs,
             },
             partial(_measure, sizes=sizes),
             pool_flags(sizes, sizes.streams),
@@ -40,8 +40,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
 
 
 def _measure(bench: Bench, sizes: Sizes) -> Row:
-    prompts, warm_up = (lognormal_prompts(sizes.skewed, run) for run in (0, 1))
-    return answered(bench, prompts, warm_up[: sizes.pool_sequences])
+    return answered(bench, lambda run: lognormal_prompts(sizes.skewed, run), sizes.runs, sizes.pool_sequences)
 
 
 if __name__ == "__main__":

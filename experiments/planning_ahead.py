@@ -26,7 +26,13 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     return [
         Case(
             f"depth {depth}, {steps}, {streams} streams",
-            {"workload": repr(sizes.ahead), "depth": depth, "steps": steps, "streams": streams},
+            {
+                "workload": repr(sizes.ahead),
+                "depth": depth,
+                "steps": steps,
+                "streams": streams,
+                "runs": sizes.runs,
+            },
             partial(
                 _measure, sizes=sizes, labels={"depth": depth, "steps_a_plan": steps, "streams": streams}
             ),
@@ -40,8 +46,9 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
 
 
 def _measure(bench: Bench, sizes: Sizes, labels: Row) -> Row:
-    prompts, warm_up = (equal_prompts(sizes.ahead, labels["streams"], run) for run in (0, 1))
-    return labels | answered(bench, prompts, warm_up)
+    return labels | answered(
+        bench, lambda run: equal_prompts(sizes.ahead, labels["streams"], run), sizes.runs
+    )
 
 
 if __name__ == "__main__":

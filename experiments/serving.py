@@ -1,6 +1,6 @@
 """Has requests answered through the services and tells what that took: the rows that most experiments are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import mean
 
@@ -16,13 +16,24 @@ from experiments.store import Row
 _WARM_UP_TOKENS = 8
 
 
-def answered(bench: Bench, prompts: Sequence[Prompt], warm_up: Sequence[Prompt]) -> Row:
-    """All prompts at once, after the beginnings of `warm_up`'s answers; those should have ids of their own."""
+def answered(
+    bench: Bench, prompts_of: Callable[[int], Sequence[Prompt]], num_runs: int, num_warm_up: int | None = None
+) -> Row:
+    """Each run's prompts all at once, after the beginnings of some of run 0's; the row of the run in the middle.
+
+    Runs should have ids of their own: `prompts_of` takes their numbers. `tok_s_all` has the rates of all.
+    """
     beginnings = [
         replace(prompt, num_output_tokens=min(prompt.num_output_tokens, _WARM_UP_TOKENS))
-        for prompt in warm_up
+        for prompt in prompts_of(0)[:num_warm_up]
     ]
     bench.clients.run(beginnings)
+    rows = [_one_run(bench, prompts_of(run)) for run in range(1, num_runs + 1)]
+    middle = sorted(rows, key=lambda row: float(row["tok_s"]))[(num_runs - 1) // 2]
+    return middle | {"tok_s_all": [row["tok_s"] for row in rows]}
+
+
+def _one_run(bench: Bench, prompts: Sequence[Prompt]) -> Row:
     bench.server.reset_prefix_cache()
     outcome, readings = watched(bench.server, lambda: bench.clients.run(prompts))
     return rounded({**_figures(prompts, outcome), **_counts(readings), **_memory(bench, readings)})

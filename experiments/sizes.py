@@ -41,6 +41,9 @@ class Sizes:
     ahead: EqualWorkload
     tp_batch: int
     reps: int
+    """Of what is timed request by request, after a warm-up."""
+    runs: int
+    """Of what is timed as a whole; the one in the middle counts."""
 
 
 _GPU = Sizes(
@@ -67,6 +70,7 @@ _GPU = Sizes(
     ahead=EqualWorkload(128, 512),
     tp_batch=8,
     reps=3,
+    runs=3,
 )
 _DEMO = Sizes(
     streams=32,
@@ -74,7 +78,7 @@ _DEMO = Sizes(
     rows=8,
     skewed=LognormalWorkload(40, 32, median_output_tokens=24, shortest=4, longest=192),
     num_naive=3,
-    num_uncached=3,
+    num_uncached=2,
     max_model_len=256,
     pool_sequences=4,
     ablation=LognormalWorkload(
@@ -94,6 +98,7 @@ _DEMO = Sizes(
     ahead=EqualWorkload(32, 96),
     tp_batch=8,
     reps=3,
+    runs=1,
 )
 _QUICK = replace(
     _DEMO,

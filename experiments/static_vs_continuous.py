@@ -9,7 +9,7 @@ the first few of the same requests: its rate does not depend on how many there a
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.workloads import Prompt, equal_prompts, lognormal_prompts
@@ -32,51 +32,45 @@ _TRANSFORMERS = {"transformers, no KV cache": False, "transformers": True}
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     """Both workloads under every policy; transformers on the equal requests."""
-    equal = {run: equal_prompts(sizes.equal, sizes.streams, run) for run in (0, 1)}
-    skewed = {run: lognormal_prompts(sizes.skewed, run) for run in (0, 1)}
+    first = equal_prompts(sizes.equal, sizes.streams)[: sizes.num_uncached]
     found = [
         Case(
             f"equal: {name}",
-            {"workload": repr(sizes.equal), "requests": sizes.num_uncached},
-            partial(_transformers, prompts=equal[0][: sizes.num_uncached], use_cache=use_cache),
+            {"workload": repr(sizes.equal), "requests": sizes.num_uncached, "use_cache": use_cache},
+            partial(_transformers, prompts=first, use_cache=use_cache),
             wants_services=False,
         )
         for name, use_cache in _TRANSFORMERS.items()
     ]
-    longest = sizes.equal.num_prompt_tokens + sizes.equal.num_output_tokens
-    found += _under_policies("equal", equal, sizes.streams, longest, sizes, POLICIES)
-    longest = sizes.skewed.num_prompt_tokens + sizes.skewed.longest
-    with_cache = {name: flags for name, flags in POLICIES.items() if name != _UNCACHED}
-    return found + _under_policies("W6", skewed, sizes.rows, longest, sizes, with_cache)
+    found += [_policy("equal", name, sizes) for name in POLICIES]
+    return found + [_policy("W6", name, sizes) for name in POLICIES if name != _UNCACHED]
 
 
-def _under_policies(
-    workload: str,
-    prompts: dict[int, list[Prompt]],
-    num_rows: int,
-    max_model_len: int,
-    sizes: Sizes,
-    policies: dict[str, tuple[str, ...]],
-) -> list[Case]:
-    shape = repr(sizes.equal if workload == "equal" else sizes.skewed)
-    found = []
-    for name, flags in policies.items():
-        most = {_UNCACHED: sizes.num_uncached, "naive": sizes.num_naive}.get(name, len(prompts[0]))
-        measure = partial(_policy, prompts=prompts[0][:most], warm_up=prompts[1][: min(most, num_rows)])
-        found.append(
-            Case(
-                f"{workload}: {name}",
-                {"workload": shape, "requests": most},
-                measure,
-                (f"--max-num-seqs={num_rows}", f"--max-model-len={max_model_len}"),
-                ("--no-enable-prefix-caching", *flags),
-            )
-        )
-    return found
+def _policy(workload: str, name: str, sizes: Sizes) -> Case:
+    if workload == "equal":
+        shape, num_rows, num_requests = repr(sizes.equal), sizes.streams, sizes.streams
+        longest = sizes.equal.num_prompt_tokens + sizes.equal.num_output_tokens
+    else:
+        shape, num_rows, num_requests = repr(sizes.skewed), sizes.rows, sizes.skewed.num_requests
+        longest = sizes.skewed.num_prompt_tokens + sizes.skewed.longest
+    most = {_UNCACHED: sizes.num_uncached, "naive": sizes.num_naive}.get(name, num_requests)
+
+    def prompts_of(run: int) -> list[Prompt]:
+        equal = workload == "equal"
+        prompts = equal_prompts(sizes.equal, most, run) if equal else lognormal_prompts(sizes.skewed, run)
+        return prompts[:most]
+
+    return Case(
+        f"{workload}: {name}",
+        {"workload": shape, "requests": most, "runs": sizes.runs},
+        partial(_measure, prompts_of=prompts_of, num_runs=sizes.runs, num_warm_up=num_rows),
+        (f"--max-num-seqs={num_rows}", f"--max-model-len={longest}"),
+        ("--no-enable-prefix-caching", *POLICIES[name]),
+    )
 
 
-def _policy(bench: Bench, prompts: Sequence[Prompt], warm_up: Sequence[Prompt]) -> Row:
-    return answered(bench, prompts, warm_up)
+def _measure(bench: Bench, prompts_of: Callable[[int], list[Prompt]], num_runs: int, num_warm_up: int) -> Row:
+    return answered(bench, prompts_of, num_runs, num_warm_up)
 
 
 def _transformers(arguments: argparse.Namespace, prompts: Sequence[Prompt], use_cache: bool) -> Row:
