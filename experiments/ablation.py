@@ -3,7 +3,8 @@
     python experiments/ablation.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
 Requests as W6 whose prompts begin with one of a few shared prefixes, all at once, on a pool of KV blocks that does
-not hold them all: so each switch has something to act on. CUDA graphs and Triton's kernels are there on a GPU alone.
+not hold them all: so each switch has something to act on. CUDA graphs and Triton's kernels are there on a GPU alone;
+without the kernels there are no graphs either.
 """
 
 import argparse

@@ -193,7 +193,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add_start_arguments(result)
     add_load_arguments(result)
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    result.add_argument("--out", type=Path, default=_DEFAULT_OUT, metavar="DIR", help="default: %(default)s")
+    result.add_argument(
+        "--out",
+        type=Path,
+        default=_DEFAULT_OUT,
+        metavar="DIR",
+        help="where the JSON goes (default: %(default)s)",
+    )
     result.add_argument(
         "--minutes", type=float, metavar="M", help="begin no case after so many minutes; exit status 3"
     )

@@ -26,7 +26,9 @@ from nanoserve.checkpoint import demo_checkpoint
 _SECONDS = 480.0
 
 
-def in_a_process(arguments: argparse.Namespace, prompts: Sequence[Prompt], *, use_cache: bool) -> Row:
+def in_a_process(
+    arguments: argparse.Namespace, prompts: Sequence[Prompt], *, use_cache: bool, num_runs: int
+) -> Row:
     """The row of these prompts for the command line's model and device; StudyError with the end of what went wrong."""
     with TemporaryDirectory() as folder:
         if arguments.model_shape in SHAPES:
@@ -34,7 +36,11 @@ def in_a_process(arguments: argparse.Namespace, prompts: Sequence[Prompt], *, us
             flags = [f"--model={folder}", "--load-format=dummy"]
         else:
             flags = [f"--model={demo_checkpoint()}"]
-        flags += [f"--device={arguments.device}", *([] if use_cache else ["--no-kv-cache"])]
+        flags += [
+            f"--device={arguments.device}",
+            f"--runs={num_runs}",
+            *([] if use_cache else ["--no-kv-cache"]),
+        ]
         done = subprocess.run(
             [sys.executable, __file__, *flags],
             input=json.dumps([asdict(prompt) for prompt in prompts]),
@@ -49,8 +55,8 @@ def in_a_process(arguments: argparse.Namespace, prompts: Sequence[Prompt], *, us
     return rounded(row)
 
 
-def measure(model: Any, prompts: Sequence[Row], device: str, use_cache: bool) -> Row:
-    """Generates for each prompt in turn, sampling as the services do; the model is one of transformers."""
+def measure(model: Any, prompts: Sequence[Row], device: str, use_cache: bool, num_runs: int) -> Row:
+    """Generates for each prompt in turn, sampling as the services do; the run in the middle counts."""
     import torch
 
     def generate(prompt: Row) -> None:
@@ -70,10 +76,13 @@ def measure(model: Any, prompts: Sequence[Row], device: str, use_cache: bool) ->
 
     torch.manual_seed(0)
     generate(prompts[0])
-    begun = time.monotonic()
-    for prompt in prompts:
-        generate(prompt)
-    seconds = time.monotonic() - begun
+    times = []
+    for _ in range(num_runs):
+        begun = time.monotonic()
+        for prompt in prompts:
+            generate(prompt)
+        times.append(time.monotonic() - begun)
+    seconds = sorted(times)[num_runs // 2]
     output_tokens = sum(prompt["num_output_tokens"] for prompt in prompts)
     return {
         "requests": len(prompts),
@@ -81,20 +90,22 @@ def measure(model: Any, prompts: Sequence[Row], device: str, use_cache: bool) ->
         "output_tokens": output_tokens,
         "seconds": seconds,
         "tok_s": output_tokens / seconds,
+        "tok_s_all": [round(output_tokens / each, 4) for each in times],
     }
 
 
 def _load(folder: str, load_format: str, device: str) -> Any:
     """The model, in the types that the executor takes: bfloat16 on a GPU, float32 on a CPU."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
+    factory: Any = transformers.AutoModelForCausalLM
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     if load_format == "auto":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        return factory.from_pretrained(folder, dtype=dtype).to(device).eval()
     torch.set_default_dtype(dtype)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
+        return factory.from_config(transformers.AutoConfig.from_pretrained(folder)).eval()
 
 
 def main() -> int:
@@ -108,12 +119,13 @@ def main() -> int:
     parser.add_argument(
         "--no-kv-cache", action="store_true", help="compute every token from the whole sequence"
     )
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="equal runs (default: %(default)s)")
     arguments = parser.parse_args()
     prompts = json.load(sys.stdin)
     import transformers
 
     model = _load(arguments.model, arguments.load_format, arguments.device)
-    row = measure(model, prompts, arguments.device, not arguments.no_kv_cache)
+    row = measure(model, prompts, arguments.device, not arguments.no_kv_cache, arguments.runs)
     print(json.dumps({"transformers": transformers.__version__, **row}))
     return 0
 

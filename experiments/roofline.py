@@ -26,12 +26,13 @@ from experiments.sizes import Sizes
 from experiments.store import Row, StudyError
 
 NAME = "roofline"
+_CEILING_REPS = 60
 _CEILINGS = Path(__file__).with_name("ceilings.py")
 
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     """The ceilings, then decode for each batch and context that fits, then prefill for each length."""
-    found = [Case("ceilings", {}, _ceilings, wants_services=False)]
+    found = [Case("ceilings", {"reps": _CEILING_REPS}, _ceilings, wants_services=False)]
     longest = max(*sizes.roofline_contexts, *sizes.prefill_tokens) + sizes.roofline_steps + 16
     flags = (f"--max-model-len={longest}", f"--max-num-seqs={max(sizes.roofline_batches)}")
     points = [
@@ -128,7 +129,7 @@ def _bytes_per_value(bench: Bench) -> int:
 
 
 def _ceilings(arguments: argparse.Namespace) -> Row:
-    command = [sys.executable, str(_CEILINGS), f"--device={arguments.device}"]
+    command = [sys.executable, str(_CEILINGS), f"--device={arguments.device}", f"--reps={_CEILING_REPS}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise StudyError((done.stderr.strip().splitlines() or ["no ceilings"])[-1])

@@ -1,6 +1,7 @@
 """How large each experiment is, by model: enough to show its effect, and for the demo on two cores short."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from benchmarks.shapes import shape_of
 from benchmarks.workloads import MAX_TOKEN_ID, W3, W6, EqualWorkload, LognormalWorkload
@@ -136,6 +137,7 @@ _SIZES = {
         roofline_tokens=270_000,
         roofline_steps=200,
         crash=EqualWorkload(512, 1024),
+        runs=1,
     ),
     "demo": _DEMO,
     "quick": _QUICK,
@@ -146,7 +148,7 @@ def sizes_of(name: str, model_shape: str) -> Sizes:
     """The sizes of that name (a model shape, or "quick"), with prompts of ids that the model has."""
     sizes = _SIZES[name]
     largest = min(MAX_TOKEN_ID, shape_of(model_shape).vocab_size - 1)
-    workloads = {
+    workloads: dict[str, Any] = {
         entry.name: replace(value, max_token_id=largest)
         for entry in fields(Sizes)
         if isinstance(value := getattr(sizes, entry.name), EqualWorkload | LognormalWorkload)

@@ -36,8 +36,13 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     found = [
         Case(
             f"equal: {name}",
-            {"workload": repr(sizes.equal), "requests": sizes.num_uncached, "use_cache": use_cache},
-            partial(_transformers, prompts=first, use_cache=use_cache),
+            {
+                "workload": repr(sizes.equal),
+                "requests": sizes.num_uncached,
+                "use_cache": use_cache,
+                "runs": sizes.runs,
+            },
+            partial(_transformers, prompts=first, use_cache=use_cache, num_runs=sizes.runs),
             wants_services=False,
         )
         for name, use_cache in _TRANSFORMERS.items()
@@ -73,8 +78,10 @@ def _measure(bench: Bench, prompts_of: Callable[[int], list[Prompt]], num_runs: 
     return answered(bench, prompts_of, num_runs, num_warm_up)
 
 
-def _transformers(arguments: argparse.Namespace, prompts: Sequence[Prompt], use_cache: bool) -> Row:
-    return in_a_process(arguments, prompts, use_cache=use_cache)
+def _transformers(
+    arguments: argparse.Namespace, prompts: Sequence[Prompt], use_cache: bool, num_runs: int
+) -> Row:
+    return in_a_process(arguments, prompts, use_cache=use_cache, num_runs=num_runs)
 
 
 if __name__ == "__main__":

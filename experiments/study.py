@@ -42,7 +42,10 @@ EXPERIMENTS: dict[str, Experiment] = {
 def main() -> int:
     """Runs the command line."""
     command = parser(__doc__)
-    command.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
+    text = f"experiments to run, in the order of the story: {', '.join(EXPERIMENTS)} (default: all)"
+    command.add_argument(
+        "--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME", help=text
+    )
     tp_scaling.add_arguments(command)
     arguments = command.parse_args()
     return checked_run({name: EXPERIMENTS[name] for name in arguments.only}, arguments)

@@ -112,9 +112,11 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def table(name: str, sets: dict[str, Rows]) -> str:
-    """A table by its name: "ratios", "counts", "machines" or an experiment's."""
+    """A table by its name: "ratios", "summary", "counts", "machines", "figure:" and an experiment, or an experiment."""
     if name == "ratios":
         return _ratios(sets)
+    if name == "summary":
+        return _summary(sets)
     if name == "counts":
         return _counts(sets)
     if name == "machines":
@@ -154,6 +156,15 @@ def _ratios(sets: dict[str, Rows]) -> str:
     return _markdown(
         ["ratio", "the original", "wanted on the H200", "vLLM 0.26.0, H200", *_SETS.values()], lines
     )
+
+
+def _summary(sets: dict[str, Rows]) -> str:
+    """The ratios that something is wanted of, in few columns."""
+    lines = []
+    for claim in (claim for claim in CLAIMS if claim.target):
+        values = [_said(claim.value(sets[folder])) if sets[folder] else _MISSING for folder in _SETS]
+        lines.append([claim.name, claim.target, *values])
+    return _markdown(["ratio", "wanted on the H200", *_SETS.values()], lines)
 
 
 def _counts(sets: dict[str, Rows]) -> str:

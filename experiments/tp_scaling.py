@@ -180,7 +180,7 @@ def _predicted() -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that are this experiment's own."""
-    text = "ranks (default: 1, 2, 4, 8 as far as there are GPUs; 1 2 4 on a CPU)"
+    text = "ranks of tp_scaling (default: 1, 2, 4, 8 as far as there are GPUs; 1 2 4 on a CPU)"
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=text)
     parser.add_argument(
         "--all-reduce", default="auto", metavar="WAY", help="as of the executor (default auto)"

@@ -34,7 +34,7 @@ def throughput_comparison(report: Report) -> Figure:
     rows = {row["case"]: row for row in report["rows"]}
     for one, (prefix, title) in zip(
         axes,
-        (("equal: ", "equal requests, all at once"), ("W6: ", "W6: outputs of very different lengths")),
+        (("equal: ", "equal requests, all at once"), ("W6: ", "W6: very different lengths")),
         strict=True,
     ):
         found = [(name, rows[prefix + name]) for name in _POLICY_COLORS if prefix + name in rows]

@@ -9,7 +9,7 @@ _CONTEXT_STYLES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
 
 def roofline(report: Report) -> Figure:
     """Achieved operations a second over operations a byte, below the measured ceilings."""
-    result = figure(report, "Decode is bound by memory, prefill by arithmetic", 9, 5.2)
+    result = figure(report, "What a step does with each byte that it moves", 9, 5.2)
     axes = result.subplots()
     rows = report["rows"]
     points = [row for row in rows if row.get("phase") != "ceilings"]
@@ -51,7 +51,7 @@ def _decode_points(axes: Axes, rows: list[Report]) -> None:
             (row for row in rows if row["parameters"]["context"] == context), key=lambda row: row["batch"]
         )
         x, y = [[row[name] for row in line] for name in ("operations_per_byte", "gflops")]
-        axes.plot(x, y, "-", marker=marker, color=color, label=f"decode, context {context:,}, by batch")
+        axes.plot(x, y, "-", marker=marker, color=color, label=f"decode, prompts of {context:,}, by batch")
         for row in line:
             _label(axes, row, str(row["batch"]), (0, 7))
 

@@ -1,4 +1,4 @@
-"""How every picture of the study looks: opaque white, so that it reads the same on a light and a dark page."""
+"""How the pictures look: opaque white, so that it reads the same on a light and a dark page."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,11 +22,16 @@ Report = dict[str, Any]
 """What an experiment wrote: rows, model, environment."""
 
 
-def figure(report: Report, title: str, width: float = 9.0, height: float = 4.4) -> Figure:
-    """An empty picture with its title, and below it what was measured on what."""
+def blank(width: float, height: float) -> Figure:
+    """An empty picture, in inches."""
     mpl.rcParams.update({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK})
     mpl.rcParams.update({"xtick.color": INK, "ytick.color": INK})
-    result = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def figure(report: Report, title: str, width: float = 9.0, height: float = 4.4) -> Figure:
+    """An empty picture with its title, and below it what was measured on what."""
+    result = blank(width, height)
     result.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold")
     result.supxlabel(measured_on(report), x=0.02, ha="left", fontsize=8)
     return result
