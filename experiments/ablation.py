@@ -3,8 +3,8 @@
     python experiments/ablation.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
 Requests as W6 whose prompts begin with one of a few shared prefixes, all at once, on a pool of KV blocks that does
-not hold them all: so each switch has something to act on. CUDA graphs and Triton's kernels are there on a GPU alone;
-without the kernels there are no graphs either.
+not hold them all: so each switch has something to act on. Triton's kernels, CUDA graphs and resident layers, which
+serve one row alone, are there on a GPU; without the kernels there is none of the three.
 """
 
 import argparse
@@ -27,10 +27,11 @@ SWITCHES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prefix caching": ((), ("--no-enable-prefix-caching",)),
     "kernels": (("--attention-backend=reference",), ()),
     "CUDA graphs": (("--enforce-eager",), ()),
+    "resident layers": (("--no-resident-decode",), ()),
     "several steps a plan": ((), ("--max-plan-ms=0",)),
     "planning ahead": ((), ("--pipeline-depth=1",)),
 }
-_GPU_ALONE = ("kernels", "CUDA graphs")
+_GPU_ALONE = ("kernels", "CUDA graphs", "resident layers")
 # The batching under which the ideas before the switches are compared, from nothing.
 _BATCHING = {
     "naive, no KV cache": ("--batching=naive", "--no-kv-cache"),

@@ -2,8 +2,9 @@
 
     python experiments/cuda_graphs.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
-W3 with each: milliseconds a step as clients see them, and of these the device's and the launching thread's. Without
-a GPU there are no graphs, and so no cases.
+W3 with each: milliseconds a step as clients see them, and of these the device's and the launching thread's. Both
+launch layer by layer; what a single row wins where all its layers are one kernel is a case of its own. Without a GPU
+there are no graphs, and so no cases.
 """
 
 import argparse
@@ -17,11 +18,16 @@ from experiments.sizes import Sizes
 from experiments.store import Row
 
 NAME = "cuda_graphs"
-_MODES: dict[str, tuple[str, ...]] = {"graphs": (), "eager": ("--enforce-eager",)}
+_LAYER_BY_LAYER = "--no-resident-decode"
+_MODES: dict[str, tuple[str, ...]] = {
+    "graphs": (_LAYER_BY_LAYER,),
+    "eager": (_LAYER_BY_LAYER, "--enforce-eager"),
+    "resident": (),
+}
 
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
-    """Every batch with graphs, then eager; none on a CPU."""
+    """Every batch with graphs, then eager, then one resident row; none on a CPU."""
     if arguments.device != "cuda":
         return []
     longest = sizes.decode.num_prompt_tokens + sizes.decode.num_output_tokens
@@ -34,7 +40,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
             ("--no-enable-prefix-caching",),
         )
         for mode, flags in _MODES.items()
-        for batch in sizes.batches
+        for batch in (sizes.batches if mode != "resident" else (1,))
     ]
 
 

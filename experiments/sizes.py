@@ -41,6 +41,8 @@ class Sizes:
     ahead_streams: tuple[int, ...]
     ahead: EqualWorkload
     tp_batch: int
+    tp_tokens: int
+    """Of each sequence of tp_scaling: more than are generated while it is timed."""
     reps: int
     """Of what is timed request by request, after a warm-up."""
     runs: int
@@ -70,6 +72,7 @@ _GPU = Sizes(
     ahead_streams=(1, 64),
     ahead=EqualWorkload(128, 512),
     tp_batch=8,
+    tp_tokens=16_000,
     reps=3,
     runs=3,
 )
@@ -98,6 +101,7 @@ _DEMO = Sizes(
     ahead_streams=(1, 8),
     ahead=EqualWorkload(32, 96),
     tp_batch=8,
+    tp_tokens=1900,
     reps=3,
     runs=1,
 )

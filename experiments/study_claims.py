@@ -120,6 +120,12 @@ CLAIMS = (
     Claim("new over known prefix of 4,096 tokens", "7", "4.5 (0.6B), 15 (14B)", _prefix(4096), _vllm_prefix),
     Claim("new over known prefix of 16,384 tokens", "", "7 (0.6B)", _prefix(16_384)),
     Claim("eager over CUDA graphs, ms a step, batch 1", "", "3", _eager_over_graphs),
+    Claim(
+        "layer by layer over resident layers, ms a step, batch 1",
+        "",
+        "",
+        ratio("cuda_graphs", "graphs, batch 1", "resident, batch 1", "ms_per_step"),
+    ),
     Claim("planning ahead over depth 1, one step a plan", "", "measured", _planning("one step a plan")),
     Claim(
         "planning ahead over depth 1, several steps a plan", "", "measured", _planning("several steps a plan")

@@ -37,8 +37,6 @@ from nanoserve_client import Client, NanoserveError
 NAME = "tp_scaling"
 PREDICTION = "prediction"
 _CPU_SIZES = (1, 2, 4)
-_MAX_MODEL_LEN = 2048
-_NUM_TOKENS = 1900
 _PROFILED_STEPS = 20
 _COLLECTIVE_KERNELS = ("nccl", "_shot_all_reduce", "_sum_add_rms_norm_kernel", "_gather_ranks_kernel")
 _PREDICTED_SIZES = (1, 2, 4, 8)
@@ -56,10 +54,11 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
             {
                 "size": size,
                 "batch": sizes.tp_batch,
+                "tokens": sizes.tp_tokens,
                 "all_reduce": arguments.all_reduce,
                 "seconds": arguments.seconds,
             },
-            partial(_measure, size=size, batch=sizes.tp_batch),
+            partial(_measure, size=size, sizes=sizes),
             wants_services=False,  # its flags name a folder of its own
         )
         for size in arguments.sizes or _sizes(arguments.device)
@@ -75,23 +74,24 @@ def _sizes(device: str) -> list[int]:
     return [size for size in _PREDICTED_SIZES if size <= num_gpus]
 
 
-def _measure(arguments: argparse.Namespace, size: int, batch: int) -> Row:
+def _measure(arguments: argparse.Namespace, size: int, sizes: Sizes) -> Row:
     """One number of ranks: tokens a second, and a step's parts in milliseconds."""
     with TemporaryDirectory() as folder:
         flags = [
             f"--device={arguments.device}",
             f"--tensor-parallel-size={size}",
             f"--all-reduce={arguments.all_reduce}",
-            f"--max-num-seqs={batch}",
-            f"--max-model-len={_MAX_MODEL_LEN}",
+            f"--max-num-seqs={sizes.tp_batch}",
+            f"--max-model-len={sizes.tp_tokens + 64}",
             f"--profile-dir={folder}",
         ]
         with serving(arguments, flags) as server:
-            return _timed(server, arguments.seconds, size, batch)
+            return _timed(server, arguments.seconds, size, sizes)
 
 
-def _timed(server: Server, seconds: float, size: int, batch: int) -> Row:
-    with Client(server.address) as client, decoding(client, batch, _NUM_TOKENS):
+def _timed(server: Server, seconds: float, size: int, sizes: Sizes) -> Row:
+    batch = sizes.tp_batch
+    with Client(server.address) as client, decoding(client, batch, sizes.tp_tokens):
         before, begin = server.load(), time.monotonic()
         time.sleep(seconds)
         after, seconds = server.load(), time.monotonic() - begin

@@ -6,6 +6,12 @@ from style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, SKY, VERMILLION, Repo
 
 _CONTEXT_STYLES = ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
 
+_MODES = {
+    "eager": (VERMILLION, "s", "eager"),
+    "graphs": (BLUE, "o", "graphs"),
+    "resident": (GREEN, "D", "graphs, one row's layers in one kernel"),
+}
+
 
 def roofline(report: Report) -> Figure:
     """Achieved operations a second over operations a byte, below the measured ceilings."""
@@ -65,14 +71,15 @@ def cuda_graphs(report: Report) -> Figure:
     """Milliseconds a step by batch, one replay against a launch a kernel."""
     result = figure(report, "A decode step: one graph, or every kernel launched")
     axes = result.subplots()
-    for mode, color, marker in (("eager", VERMILLION, "s"), ("graphs", BLUE, "o")):
+    for mode, (color, marker, label) in _MODES.items():
         rows = sorted((row for row in report["rows"] if row["mode"] == mode), key=lambda row: row["batch"])
         batches = [row["batch"] for row in rows]
-        axes.plot(batches, [row["ms_per_step"] for row in rows], "-", marker=marker, color=color, label=mode)
-        launches = [row["host_ms"] for row in rows]
-        axes.plot(
-            batches, launches, ":", marker=marker, color=color, markersize=4, label=f"{mode}: launching alone"
-        )
+        steps, launches = [[row[name] for row in rows] for name in ("ms_per_step", "host_ms")]
+        if rows:
+            axes.plot(batches, steps, "-", marker=marker, color=color, label=label)
+        if len(rows) > 1:
+            label = f"{label}: launching alone"
+            axes.plot(batches, launches, ":", marker=marker, color=color, markersize=4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0)
     plain_ticks(axes, "x")

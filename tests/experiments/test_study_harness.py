@@ -1,6 +1,7 @@
 """Cases are measured once, one after the other, whatever becomes of each."""
 
 import argparse
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import UNFINISHED, Case, Experiment, checked_run, parser
+from experiments.progress import Progress
 from experiments.sizes import sizes_of
 from experiments.store import Row
 from experiments.study import EXPERIMENTS
@@ -84,3 +86,17 @@ def test_every_experiment_has_cases_of_different_names(shape: str, device: str) 
         found = cases(sizes_of(shape, shape), given)
         assert found or (name, device) == ("cuda_graphs", "cpu")
         assert len({case.name for case in found}) == len(found)
+
+
+def test_what_is_left_is_estimated_from_what_was_measured_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(harness.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress(num_cases=10, num_done=4, stream=stream)
+    progress.show("fifth")
+    now[0] = 30.0
+    progress.done()
+    progress.show("sixth")
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("4/10 0:00  fifth")
+    assert second.endswith("5/10 0:30, about 2:30 left  sixth")
