@@ -50,17 +50,18 @@ class Case:
     name: str
     parameters: Mapping[str, Any]
     """With the flags, all that the figures depend on: where it changes, the case is measured again."""
-    measure: Callable[[Bench], Row] | Callable[[argparse.Namespace], Row]
-    """Takes the arguments alone where the case wants no services."""
+    measure: Callable[[Bench], Row] | None
+    """None for a case that wants no services."""
     executor_flags: tuple[str, ...] = ()
     scheduler_flags: tuple[str, ...] = ()
-    wants_services: bool = True
+    alone: Callable[[argparse.Namespace], Row] | None = None
+    """What such a case has instead."""
 
     @property
     def defined_by(self) -> dict[str, Any]:
         """The parameters and the flags."""
         flags = {"executor_flags": self.executor_flags, "scheduler_flags": self.scheduler_flags}
-        return {**self.parameters, **(flags if self.wants_services else {})}
+        return {**self.parameters, **(flags if self.measure else {})}
 
 
 Experiment = Callable[[Sizes, argparse.Namespace], list[Case]]
@@ -77,15 +78,21 @@ class Services:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def measure(self, case: Case) -> Row:
-        """The case's figures, on services that are started where those at hand will not do."""
-        if not case.wants_services:
+        """The case's figures, on services that are started where those at hand will not do.
+
+        BenchmarkError where one of them ended meanwhile.
+        """
+        if case.measure is None:
+            assert case.alone is not None
             self.close()  # so that nothing else runs, nor holds memory
-            return case.measure(self.arguments)  # type: ignore[arg-type]
+            return case.alone(self.arguments)
         flags = case.executor_flags, case.scheduler_flags
         if self._bench is None or self._flags != flags:
             self.close()
             self._bench, self._flags = self._start(case), flags
-        return case.measure(self._bench)  # type: ignore[arg-type]
+        row = case.measure(self._bench)
+        self._bench.server.check()
+        return row
 
     def close(self) -> None:
         """Ends the services; BenchmarkError where one had ended before."""

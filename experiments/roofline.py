@@ -32,7 +32,7 @@ _CEILINGS = Path(__file__).with_name("ceilings.py")
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     """The ceilings, then decode for each batch and context that fits, then prefill for each length."""
-    found = [Case("ceilings", {"reps": _CEILING_REPS}, _ceilings, wants_services=False)]
+    found = [Case("ceilings", {"reps": _CEILING_REPS}, None, alone=_ceilings)]
     longest = max(*sizes.roofline_contexts, *sizes.prefill_tokens) + sizes.roofline_steps + 16
     flags = (f"--max-model-len={longest}", f"--max-num-seqs={max(sizes.roofline_batches)}")
     points = [

@@ -42,8 +42,8 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
                 "use_cache": use_cache,
                 "runs": sizes.runs,
             },
-            partial(_transformers, prompts=first, use_cache=use_cache, num_runs=sizes.runs),
-            wants_services=False,
+            None,
+            alone=partial(_transformers, prompts=first, use_cache=use_cache, num_runs=sizes.runs),
         )
         for name, use_cache in _TRANSFORMERS.items()
     ]

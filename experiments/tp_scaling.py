@@ -47,7 +47,7 @@ _SETTLE_SECONDS = 1.0
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     """The prediction, then one a number of ranks."""
-    found = [Case(PREDICTION, {"model": _PREDICTED_SHAPE}, lambda _: _predicted(), wants_services=False)]
+    found = [Case(PREDICTION, {"model": _PREDICTED_SHAPE}, None, alone=lambda _: _predicted())]
     return found + [
         Case(
             f"{size} rank{'s' if size > 1 else ''}",
@@ -58,8 +58,8 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
                 "all_reduce": arguments.all_reduce,
                 "seconds": arguments.seconds,
             },
-            partial(_measure, size=size, sizes=sizes),
-            wants_services=False,  # its flags name a folder of its own
+            None,  # the services' flags name a folder of its own
+            alone=partial(_measure, size=size, sizes=sizes),
         )
         for size in arguments.sizes or _sizes(arguments.device)
     ]

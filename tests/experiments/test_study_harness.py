@@ -26,7 +26,7 @@ def experiment(names: str, measure: Callable[[str], Row], size: int = 1) -> Expe
     """Cases of these names that want no services."""
 
     def case(name: str) -> Case:
-        return Case(name, {"size": size}, lambda _: measure(name), wants_services=False)
+        return Case(name, {"size": size}, None, alone=lambda _: measure(name))
 
     return lambda sizes, given: [case(name) for name in names]
 
