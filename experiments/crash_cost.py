@@ -36,7 +36,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     longest = sizes.crash.num_prompt_tokens + sizes.crash.num_output_tokens
     return [
         Case(
-            f"{streams} streams",
+            f"streams: {streams}",
             {"workload": repr(sizes.crash), "streams": streams},
             partial(_measure, sizes=sizes, streams=streams),
             (f"--max-model-len={longest}", f"--max-num-seqs={max(sizes.crash_streams)}"),

@@ -25,7 +25,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     longest = sizes.ahead.num_prompt_tokens + sizes.ahead.num_output_tokens
     return [
         Case(
-            f"depth {depth}, {steps}, {streams} streams",
+            f"depth {depth}, {steps}, streams: {streams}",
             {
                 "workload": repr(sizes.ahead),
                 "depth": depth,

@@ -14,7 +14,7 @@ from style import (
     bars,
     dress,
     figure,
-    plain_ticks,
+    rate_axis,
 )
 
 _POLICY_COLORS = {
@@ -25,6 +25,8 @@ _POLICY_COLORS = {
     "static": VERMILLION,
     "continuous": BLUE,
 }
+
+_WHOLE = "+ planning ahead"  # the last step of the ladder: everything is on
 
 
 def throughput_comparison(report: Report) -> Figure:
@@ -45,10 +47,7 @@ def throughput_comparison(report: Report) -> Figure:
             values,
             [_POLICY_COLORS[name] for name, _ in found],
         )
-        one.set_xscale("log")
-        one.set_xlim(min(values) / 2, max(values) * 4)
-        plain_ticks(one, "x")
-        one.set_xlabel("output tokens a second (log scale)")
+        rate_axis(one, values)
         dress(one, title, "x")
     return result
 
@@ -95,12 +94,9 @@ def ablation(report: Report) -> Figure:
     ladder = [name for name in rows if not name.startswith("without ")]
     values = [rows[name]["tok_s"] for name in ladder]
     bars(left, ladder, values, BLUE)
-    left.set_xscale("log")
-    left.set_xlim(min(values) / 2, max(values) * 4)
-    plain_ticks(left, "x")
-    left.set_xlabel("output tokens a second (log scale)")
+    rate_axis(left, values)
     dress(left, "switched on one after the other", "x")
-    whole = values[-1]
+    whole = rows[_WHOLE]["tok_s"] if _WHOLE in rows else float("nan")
     others = sorted(
         (name for name in rows if name.startswith("without ")), key=lambda name: rows[name]["tok_s"]
     )
@@ -125,7 +121,7 @@ def planning_ahead(report: Report) -> Figure:
 
 def _depths(axes: Axes, rows: list[Report], title: str) -> None:
     rows = sorted(rows, key=lambda row: (row["steps_a_plan"] != "one step a plan", row["depth"]))
-    names = [f"{row['steps_a_plan']}\ndepth {row['depth']}" for row in rows]
+    names = [f"depth {row['depth']}\n{row['steps_a_plan'].replace(' a plan', '')}\na plan" for row in rows]
     colors = [{1: SKY, 2: BLUE}.get(row["depth"], PURPLE) for row in rows]
     places = range(len(rows))
     axes.bar(places, [row["tok_s"] for row in rows], 0.65, color=colors)

@@ -18,6 +18,8 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
 )
 INK, GRID, QUIET = "#222222", "#DDDDDD", "#999999"
 
+_LINEAR_RANGE = 10
+
 Report = dict[str, Any]
 """What an experiment wrote: rows, model, environment."""
 
@@ -82,3 +84,15 @@ def plain_ticks(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axis.set_minor_formatter(lambda value, _: "")
+
+
+def rate_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Tokens a second along x: from zero, or logarithmic where the values differ by much."""
+    if max(values) < _LINEAR_RANGE * min(values):
+        axes.set_xlim(0, 1.2 * max(values))
+        axes.set_xlabel("output tokens a second")
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(min(values) / 2, max(values) * 4)
+    plain_ticks(axes, "x")
+    axes.set_xlabel("output tokens a second (log scale)")
