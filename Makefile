@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test fuzz test-node test-compose lint protos bench bench-scheduler bench-gpu check-gpu serve dist lock clean
+.PHONY: demo test fuzz test-node test-compose lint protos bench bench-scheduler bench-gpu study check-gpu serve dist lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +76,13 @@ bench-gpu: $(INSTALLED)  ## Every target on this machine's GPU, both model shape
 
 # The kernels whose programs work together or load ahead; all shapes of their tests.
 KERNEL_TESTS := $(addprefix tests/executor_svc/kernels/test_, decode_attention.py prefill_attention.py small_linear.py)
+
+STUDY ?= .run/study
+study: $(INSTALLED)  ## Each optimisation on its own, on the demo model and this CPU: JSON, pictures, ratios, in STUDY
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[plots]"
+	$(BIN)/python experiments/study.py --device cpu --out $(STUDY)
+	$(BIN)/python plots/study.py --data $(STUDY) --out $(STUDY)
+	$(BIN)/python experiments/study_report.py --data $(STUDY)
 
 check-gpu: $(INSTALLED)  ## What only a GPU can show: its tests, all kernels' tests there, and these under compute-sanitizer
 	$(BIN)/python -m pytest -m gpu

@@ -75,6 +75,10 @@ class Server:
             answer: executor_pb2.DescribeResponse = stub.Describe(request, timeout=_CALL_SECONDS)
             return answer.description
 
+    def forget_ends(self) -> None:
+        """For who ends a service on purpose: what has ended so far is no reason to doubt what was measured."""
+        self._ends.clear()
+
     def check(self) -> None:
         """BenchmarkError where a service has ended since it served: what was measured then is of its restart."""
         if self._ends:
@@ -141,10 +145,16 @@ def _load_flags(shape: str) -> list[str]:
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is measured, the same for every benchmark of the services."""
+    add_start_arguments(parser)
+    parser.add_argument("--address", help="a server that runs already, host:port (default: start one)")
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of a server that is always started for the measurement."""
+    parser.set_defaults(address=None)
     parser.add_argument(
         "--model-shape", choices=NAMES, default="demo", help="what is served (default: %(default)s)"
     )
-    parser.add_argument("--address", help="a server that runs already, host:port (default: start one)")
     for name in ("executor", "scheduler"):
         text = f"one more flag for the {name}, as --{name}-flag=--flag=value"
         parser.add_argument(f"--{name}-flag", action="append", default=[], metavar="FLAG", help=text)

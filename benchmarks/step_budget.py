@@ -7,8 +7,6 @@ of its results, so it holds the wait behind the plans and steps before it; what 
 
 import argparse
 import sys
-import threading
-import time
 from typing import Any
 
 from benchmarks.load import LoadClients, add_load_arguments, load_clients
@@ -16,10 +14,9 @@ from benchmarks.report import print_json, print_table, rounded
 from benchmarks.server import BenchmarkError, Server, add_server_arguments, serving
 from benchmarks.shapes import SHAPES, Shape, shape_of
 from benchmarks.steps import Steps, steps_between
+from benchmarks.watch import Reading, watched
 from benchmarks.workloads import MAX_TOKEN_ID, EqualWorkload, equal_prompts
-from nanoserve.v1 import admin_pb2
 
-_POLL_SECONDS = 0.05  # a reading costs the scheduler well under a millisecond
 _STEADY = 0.98  # share of the batch that decodes in each step of a steady interval
 _COLUMNS = (
     *("batch", "context", "MB", "floor_us", "device_us", "host_us", "queue_us", "idle_us", "boundary_us"),
@@ -57,9 +54,7 @@ def account(
     )
 
 
-def steady_window(
-    readings: list[tuple[float, admin_pb2.Load]], batch: int
-) -> tuple[tuple[float, admin_pb2.Load], tuple[float, admin_pb2.Load]]:
+def steady_window(readings: list[Reading], batch: int) -> tuple[Reading, Reading]:
     """The first and last reading of the longest stretch in which nearly every step gave the whole batch a token.
 
     The first reading is from before any of them. BenchmarkError where there is no such stretch.
@@ -78,7 +73,7 @@ def steady_window(
     return readings[best[0]], readings[best[1]]
 
 
-def _num_steps(readings: list[tuple[float, admin_pb2.Load]], span: tuple[int, int]) -> int:
+def _num_steps(readings: list[Reading], span: tuple[int, int]) -> int:
     return readings[span[1]][1].num_steps - readings[span[0]][1].num_steps
 
 
@@ -91,35 +86,12 @@ def measure(
     warm_up = EqualWorkload(arguments.context, 16, largest)
     clients.run(equal_prompts(warm_up, batch, batch))
     workload = EqualWorkload(arguments.context, arguments.output_tokens, largest)
-    readings = _watched(server, clients, workload, batch)
+    prompts = equal_prompts(workload, batch, batch)
+    _, readings = watched(server, lambda: clients.run(prompts))
     (begin, first), (end, last) = steady_window(readings, batch)
     generated = (first.num_output_tokens + last.num_output_tokens) / 2 - readings[0][1].num_output_tokens
     context = arguments.context + generated / batch
     return account(steps_between(first, last), end - begin, batch, context, shape, arguments)
-
-
-def _watched(
-    server: Server, clients: LoadClients, workload: EqualWorkload, batch: int
-) -> list[tuple[float, admin_pb2.Load]]:
-    """Readings of the load, each with its time, from before the requests are sent until they have ended."""
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            clients.run(equal_prompts(workload, batch, batch))
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    readings = [(time.monotonic(), server.load())]
-    thread.start()
-    while thread.is_alive():
-        time.sleep(_POLL_SECONDS)
-        readings.append((time.monotonic(), server.load()))
-    thread.join()
-    if failures:
-        raise failures[0]
-    return readings
 
 
 def main() -> int:

@@ -1,50 +1,120 @@
-"""Tensor parallel for N = 1, 2, 4: throughput and where a decode step's time goes, and what a fast link would give.
+"""Tensor parallel by number of ranks: throughput and where a decode step's time goes, and what a fast link would give.
 
-    python experiments/tp_scaling.py --sizes 1 2 --batch 8
+    python experiments/tp_scaling.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
-Each N serves the same sequences through both services. Steps are timed by the executor's own sums; communication is
-the share of the device's time that rank 0 spends in collectives in a few profiled steps, its waiting for other ranks
-included: operations of gloo, or kernels of NCCL and of peer memory (whose sums with RMSNorm behind them count in full).
-Compute is the rest of the device's time, and rest what a step takes besides. On cores that the ranks share this only
-tries the harness. Writes plots/tp_scaling.json, which plots/tp_scaling.py draws, with the prediction of
-allreduce_model.py in it, labelled as such.
+Each number serves the same sequences through both services. Steps are timed by the executor's own sums;
+communication is the share of the device's time that rank 0 spends in collectives in a few profiled steps, its
+waiting for other ranks included: operations of gloo, or kernels of NCCL and of peer memory (whose sums with RMSNorm
+behind them count in full). Compute is the rest of the device's time, and rest what a step takes besides. On cores
+that the ranks share this only tries the harness. The prediction of allreduce_model.py is a case of its own, labelled
+as such.
 """
 
 import argparse
 import contextlib
 import gzip
 import json
-import os
-import platform
-import shlex
+import shutil
+import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from functools import partial
+from tempfile import TemporaryDirectory
 
-import grpc
-from allreduce_model import NVLINK_CLASS, step_seconds
-
-from benchmarks.shapes import NAMES, SHAPES, shape_of, write_model
+from benchmarks.report import rounded
+from benchmarks.server import Server, serving
+from benchmarks.shapes import shape_of
 from benchmarks.steps import steps_between
+from experiments.allreduce_model import NVLINK_CLASS, step_seconds
+from experiments.harness import Case, checked_run, parser
+from experiments.sizes import Sizes
+from experiments.store import Row, StudyError
 from nanoserve.profiles import DEVICE, Profile
-from nanoserve.v1 import admin_pb2
-from nanoserve.v1.admin_pb2_grpc import AdminServiceStub
 from nanoserve_client import Client, NanoserveError
-from nanoserve_client.supervisor import LocalServer
 
-DATA = Path(__file__).resolve().parents[1] / "plots" / "tp_scaling.json"
+NAME = "tp_scaling"
+PREDICTION = "prediction"
+_CPU_SIZES = (1, 2, 4)
 _PROFILED_STEPS = 20
 _COLLECTIVE_KERNELS = ("nccl", "_shot_all_reduce", "_sum_add_rms_norm_kernel", "_gather_ranks_kernel")
 _PREDICTED_SIZES = (1, 2, 4, 8)
 _PREDICTED_SHAPE, _PREDICTED_BATCH, _PREDICTED_CONTEXT = "14b", 32, 1024
 _PREDICTED_FIXED_SECONDS = 1e-3
 _SETTLE_SECONDS = 1.0
+
+
+def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
+    """The prediction, then one a number of ranks."""
+    found = [Case(PREDICTION, {"model": _PREDICTED_SHAPE}, None, alone=lambda _: _predicted())]
+    return found + [
+        Case(
+            f"{size} rank{'s' if size > 1 else ''}",
+            {
+                "size": size,
+                "batch": sizes.tp_batch,
+                "tokens": sizes.tp_tokens,
+                "all_reduce": arguments.all_reduce,
+                "seconds": arguments.seconds,
+            },
+            None,  # the services' flags name a folder of its own
+            alone=partial(_measure, size=size, sizes=sizes),
+        )
+        for size in arguments.sizes or _sizes(arguments.device)
+    ]
+
+
+def _sizes(device: str) -> list[int]:
+    """Powers of two, up to as many GPUs as there are."""
+    if device == "cpu" or shutil.which("nvidia-smi") is None:
+        return list(_CPU_SIZES)
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    num_gpus = len(done.stdout.splitlines())
+    return [size for size in _PREDICTED_SIZES if size <= num_gpus]
+
+
+def _measure(arguments: argparse.Namespace, size: int, sizes: Sizes) -> Row:
+    """One number of ranks: tokens a second, and a step's parts in milliseconds."""
+    with TemporaryDirectory() as folder:
+        flags = [
+            f"--device={arguments.device}",
+            f"--tensor-parallel-size={size}",
+            f"--all-reduce={arguments.all_reduce}",
+            f"--max-num-seqs={sizes.tp_batch}",
+            f"--max-model-len={sizes.tp_tokens + 64}",
+            f"--profile-dir={folder}",
+        ]
+        with serving(arguments, flags) as server:
+            return _timed(server, arguments.seconds, size, sizes)
+
+
+def _timed(server: Server, seconds: float, size: int, sizes: Sizes) -> Row:
+    batch = sizes.tp_batch
+    with Client(server.address) as client, decoding(client, batch, sizes.tp_tokens):
+        before, begin = server.load(), time.monotonic()
+        time.sleep(seconds)
+        after, seconds = server.load(), time.monotonic() - begin
+        running = after.num_running_requests
+        client.start_profile(_PROFILED_STEPS)
+        time.sleep(max(2.0, 3 * seconds / max(1, after.num_steps - before.num_steps) * _PROFILED_STEPS))
+        profile = client.stop_profile()
+    if running < batch:
+        raise StudyError("sequences ended while they were timed: give fewer --seconds")
+    steps = steps_between(before, after)
+    step_ms = seconds * 1e3 / max(1, steps.num_steps)
+    communication = communication_share(profile) * steps.device_ms
+    return rounded(
+        {
+            "size": size,
+            "batch": batch,
+            "tokens_per_second": steps.num_output_tokens / seconds,
+            "step_ms": step_ms,
+            "compute_ms": steps.device_ms - communication,
+            "communication_ms": communication,
+            "rest_ms": max(0.0, step_ms - steps.device_ms),
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -65,12 +135,6 @@ def decoding(client: Client, batch: int, num_tokens: int) -> Iterator[None]:
     yield
 
 
-def load_of(address: str) -> admin_pb2.Load:
-    """A server's load, with the sums that steps_between subtracts."""
-    with grpc.insecure_channel(address) as channel:
-        return AdminServiceStub(channel).GetLoad(admin_pb2.GetLoadRequest()).load
-
-
 def communication_share(profile: Profile) -> float:
     """Of the device's time in the profiled steps: what collectives take, by torch's trace."""
     trace = profile.trace
@@ -83,44 +147,10 @@ def communication_share(profile: Profile) -> float:
     ]
     chosen = kernels or [span for span in spans if span["name"].startswith("gloo:")]
     device_us = sum(span.end_ns - span.begin_ns for span in profile.spans if span.lane == DEVICE) / 1e3
-    return min(1.0, sum(span["dur"] for span in chosen) / max(1.0, device_us))
+    return float(min(1.0, sum(span["dur"] for span in chosen) / max(1.0, device_us)))
 
 
-def measure(model: str | None, size: int, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """One N: tokens a second, and a step's parts in milliseconds."""
-    flags = [
-        f"--device={arguments.device}",
-        f"--tensor-parallel-size={size}",
-        f"--all-reduce={arguments.all_reduce}",
-        f"--max-num-seqs={arguments.batch}",
-        f"--profile-dir={folder}",
-        *(["--load-format=dummy"] if model else []),
-    ]
-    server = LocalServer(model, executor_flags=flags, log_level="error")
-    with server, Client(server.address) as client, decoding(client, arguments.batch, arguments.tokens):
-        before, begin = load_of(server.address), time.monotonic()
-        time.sleep(arguments.seconds)
-        after, seconds = load_of(server.address), time.monotonic() - begin
-        running = after.num_running_requests
-        client.start_profile(_PROFILED_STEPS)
-        time.sleep(max(2.0, 3 * seconds / max(1, after.num_steps - before.num_steps) * _PROFILED_STEPS))
-        profile = client.stop_profile()
-    if running < arguments.batch:
-        raise SystemExit("tp_scaling: sequences ended while they were timed; give more --tokens")
-    steps = steps_between(before, after)
-    step_ms = seconds * 1e3 / max(1, steps.num_steps)
-    communication = communication_share(profile) * steps.device_ms
-    return {
-        "size": size,
-        "tokens_per_second": steps.num_output_tokens / seconds,
-        "step_ms": step_ms,
-        "compute_ms": steps.device_ms - communication,
-        "communication_ms": communication,
-        "rest_ms": max(0.0, step_ms - steps.device_ms),
-    }
-
-
-def predicted() -> dict[str, Any]:
+def _predicted() -> Row:
     """The curve of the analytic model."""
     points = []
     for size in _PREDICTED_SIZES:
@@ -148,58 +178,23 @@ def predicted() -> dict[str, Any]:
     }
 
 
-def print_points(title: str, points: list[dict[str, Any]]) -> None:
-    columns = ("size", "tokens_per_second", "step_ms", "compute_ms", "communication_ms", "rest_ms")
-    print(f"{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for point in points:
-        print(f"| {' | '.join(f'{point[name]:.4g}' for name in columns)} |")
-    print()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that are this experiment's own."""
+    text = "ranks of tp_scaling (default: 1, 2, 4, 8 as far as there are GPUs; 1 2 4 on a CPU)"
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=text)
+    parser.add_argument(
+        "--all-reduce", default="auto", metavar="WAY", help="as of the executor (default auto)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="timed for each number of ranks (default %(default)s)"
+    )
 
 
 def main() -> int:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="default 1 2 4")
-    parser.add_argument("--model-shape", choices=NAMES, default="demo", help="default %(default)s")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
-    parser.add_argument(
-        "--all-reduce", default="auto", metavar="WAY", help="as of the executor (default auto)"
-    )
-    parser.add_argument("--batch", type=int, default=8, help="sequences at once (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=1900, help="tokens of each (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="timed for each N (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=DATA, help="default %(default)s")
-    parser.add_argument("--machine", default=f"{os.cpu_count()} cores of {platform.machine()}")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = None
-        if arguments.model_shape in SHAPES:
-            model = str(Path(folder) / "model")
-            Path(model).mkdir()
-            write_model(SHAPES[arguments.model_shape], Path(model))
-        points = []
-        for size in arguments.sizes:
-            print(f"measuring N = {size} ...", file=sys.stderr)
-            points.append(measure(model, size, arguments, folder))
-    data = {
-        "command": shlex.join(["python", "experiments/tp_scaling.py", *sys.argv[1:]]),
-        "machine": arguments.machine,
-        "device": arguments.device,
-        "versions": f"Python {platform.python_version()}, torch {version('torch')}",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "model": arguments.model_shape,
-        "batch": arguments.batch,
-        "all_reduce": arguments.all_reduce,
-        "measured": points,
-        "predicted": predicted(),
-    }
-    print_points(f"Measured on {arguments.machine}, {arguments.device}", points)
-    print_points("Prediction, not a measurement: NVLink-class link", data["predicted"]["points"])
-    arguments.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(data))
-    return 0
+    command = parser(__doc__)
+    add_arguments(command)
+    return checked_run({NAME: cases}, command.parse_args())
 
 
 if __name__ == "__main__":

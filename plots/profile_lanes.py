@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from style import BLUE, GREEN, ORANGE, PURPLE, QUIET, SKY, VERMILLION, blank, dress
 
 DATA = Path(__file__).resolve().parent / "profile_lanes.json"
 # Rows from the top: lane, which events lie there (by kind, or by torch's category), how they are called.
@@ -34,9 +34,7 @@ ROWS: tuple[tuple[str, frozenset[str], str], ...] = (
     ("device", frozenset({"step"}), "device: step"),
     ("device", frozenset({"kernel", "gpu_memcpy", "gpu_memset", "cpu_op"}), "kernels or operators"),
 )
-# Okabe and Ito's palette: neighbouring steps are told apart in every common colour blindness.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-INK, GRID, OTHER = "#222222", "#DDDDDD", "#888888"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 # What takes less than this share of the width is drawn as wide as it, to be seen at all.
 LEAST_WIDTH = 0.0015
 # Device events of less than this share of the width are left out of the JSON: they would not be seen.
@@ -82,8 +80,7 @@ def _row(lane: str, kind: str) -> int | None:
 
 def draw(data: dict[str, Any]) -> Figure:
     """The picture: opaque, so that it reads the same on a light and a dark page."""
-    mpl.rcParams.update({"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK})
-    figure = Figure(figsize=(10, 5.2), layout="constrained", facecolor="white")
+    figure = blank(10, 5.2)
     axes = figure.subplots()
     width = max(bar["begin_ms"] + bar["ms"] for bar in data["bars"])
     _bars(axes, data["bars"], width)
@@ -91,11 +88,8 @@ def draw(data: dict[str, Any]) -> Figure:
     axes.set_ylim(len(ROWS) - 0.4, -0.6)
     axes.set_xlim(0, width)
     axes.set_xlabel("milliseconds")
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     what = "Steps by nanoserve profile, a colour each; grey: neighbours, or no step known"
-    axes.set_title(f"{what}\n{data['label']}", loc="left", fontsize=10, color=INK)
+    dress(axes, f"{what}\n{data['label']}", "x")
     return figure
 
 
@@ -103,7 +97,7 @@ def _bars(axes: Axes, bars: Iterable[dict[str, Any]], width: float) -> None:
     for bar in bars:
         step_id = bar["step_id"]
         faint = step_id is None
-        color = OTHER if faint else COLORS[step_id % len(COLORS)]
+        color = QUIET if faint else COLORS[step_id % len(COLORS)]
         length = max(bar["ms"], LEAST_WIDTH * width)
         axes.barh(
             bar["row"], length, left=bar["begin_ms"], height=0.7, color=color, alpha=0.5 if faint else 1.0

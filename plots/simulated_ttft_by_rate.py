@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from style import BLUE, VERMILLION, blank, dress
 
 from scheduler_svc.simulate.config import SimulateConfig
 from scheduler_svc.simulate.profile import read_profile
@@ -29,9 +29,7 @@ EXPERIMENTS = HERE.parent / "experiments"
 DATA = HERE / "simulated_ttft_by_rate.json"
 TRACE, PROFILE = EXPERIMENTS / "traces" / "example.jsonl", EXPERIMENTS / "profiles" / "illustrative.json"
 RATES = (2, 4, 8, 12, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36)
-# Okabe and Ito's blue and vermillion: told apart in every common colour blindness, and dark enough on white.
-STYLES = {True: ("#0072B2", "o", "with prefix caching"), False: ("#D55E00", "s", "without prefix caching")}
-INK, GRID = "#222222", "#DDDDDD"
+STYLES = {True: (BLUE, "o", "with prefix caching"), False: (VERMILLION, "s", "without prefix caching")}
 
 
 def measure() -> dict[str, Any]:
@@ -52,8 +50,7 @@ def measure() -> dict[str, Any]:
 
 def draw(data: dict[str, Any]) -> Figure:
     """The picture: opaque, so that it reads the same on a light and a dark page."""
-    mpl.rcParams.update({"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK})
-    figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
+    figure = blank(8, 4.8)
     axes = figure.subplots()
     for enable_prefix_caching, (color, marker, label) in STYLES.items():
         points = [p for p in data["points"] if p["enable_prefix_caching"] == enable_prefix_caching]
@@ -71,12 +68,9 @@ def _dress(axes: Axes, data: dict[str, Any]) -> None:
     axes.set_xlim(0, max(RATES) + 1)
     axes.set_xlabel("requests per second")
     axes.set_ylabel("time to first token, ms (log scale)")
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left")
     what = f"Simulated, not measured: {data['num_requests']:,} requests of {data['trace']}"
-    axes.set_title(f"{what}, step costs of {data['profile']}", loc="left", fontsize=11, color=INK)
+    dress(axes, f"{what}, step costs of {data['profile']}")
 
 
 def main() -> int:

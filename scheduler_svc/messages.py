@@ -302,11 +302,14 @@ class LoadReply:
     num_cached_blocks: int = 0
     num_held_blocks: int = 0
     num_shared_blocks: int = 0
+    num_unused_slots: int = 0
     num_preemptions: int = 0
     num_prefix_query_tokens: int = 0
     num_prefix_hit_tokens: int = 0
     num_steps: int = 0
     num_output_tokens: int = 0
+    num_late_tokens: int = 0
+    num_padded_tokens: int = 0
     num_plans_in_flight: int = 0
     step_means: StepMeans | None = None
     step_totals: StepTotals | None = None

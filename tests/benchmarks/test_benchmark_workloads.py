@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from benchmarks.workloads import (
     W2,
     W3,
     W5,
+    W6,
     EqualWorkload,
     Prompt,
     ThroughputWorkload,
     equal_prompts,
+    lognormal_prompts,
     throughput_prompts,
 )
 
@@ -73,3 +76,24 @@ def test_ids_stay_in_range() -> None:
     workload = ThroughputWorkload(8, 5, 9, max_token_id=3)
     ids = [token for prompt in throughput_prompts(workload, 2) for token in prompt.token_ids]
     assert set(ids) == {0, 1, 2, 3}
+
+
+def test_w6_has_the_same_skewed_lengths_in_every_run_and_fresh_ids() -> None:
+    first, again, other = (lognormal_prompts(W6, run) for run in (0, 0, 1))
+    lengths = sorted(prompt.num_output_tokens for prompt in first)
+    assert first == again
+    assert [p.num_output_tokens for p in first] == [p.num_output_tokens for p in other]
+    assert not {p.token_ids[:16] for p in first} & {p.token_ids[:16] for p in other}
+    assert {len(prompt.token_ids) for prompt in first} == {128}
+    assert (len(lengths), lengths[0], lengths[-1]) == (512, 16, 1024)
+    # Of lognormal(ln 128, 1): half over 128, about a sixth over 128 e = 348.
+    assert 110 < lengths[256] < 146
+    assert 0.12 < sum(length > 348 for length in lengths) / 512 < 0.2
+
+
+def test_requests_share_just_the_prefixes_that_a_workload_has() -> None:
+    prompts = lognormal_prompts(replace(W6, num_requests=9, num_prefixes=3, num_prefix_tokens=100))
+    assert {len(prompt.token_ids) for prompt in prompts} == {128}
+    assert len({prompt.token_ids[:100] for prompt in prompts}) == 3
+    assert prompts[1].token_ids[:100] == prompts[4].token_ids[:100]
+    assert len({prompt.token_ids[100:] for prompt in prompts}) == 9

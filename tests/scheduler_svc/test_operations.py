@@ -198,6 +198,35 @@ def test_a_disabled_prefix_cache_finds_nothing(tmp_path: Path):
     run(test)
 
 
+def test_the_load_counts_what_a_static_batch_pads(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, batching="static", pipeline_depth=1, max_plan_ms=0) as service:
+            await service.serving()
+            first = asyncio.create_task(service.generate([1] * 4, max_tokens=60))
+            await service.until(lambda load: load.num_running_requests == 1)
+            both = [asyncio.create_task(service.generate([1] * 4, max_tokens=count)) for count in (20, 5)]
+            await service.until(lambda load: load.num_waiting_requests == 2)
+            await asyncio.gather(first, *both)
+            load = await service.until_idle()
+            assert (load.num_padded_tokens, load.num_output_tokens) == (20 - 5, 60 + 20 + 5)
+
+    run(test)
+
+
+def test_the_load_counts_the_slots_that_contiguous_allocation_leaves_unused(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path, kv_allocation="contiguous") as service:
+            await service.serving()
+            answer = asyncio.create_task(service.generate([1] * 4, max_tokens=60))
+            load = await service.until(lambda load: load.num_held_blocks > 0)
+            # The blocks of the longest sequence, 256 tokens, less those that are computed or planned.
+            assert 256 - 4 - 60 < load.num_unused_slots <= 256
+            await answer
+            assert (await service.until_idle()).num_unused_slots == 0
+
+    run(test)
+
+
 def test_without_chunks_a_prompt_larger_than_a_step_is_refused(tmp_path: Path):
     async def test() -> None:
         async with Service(tmp_path, enable_chunked_prefill=False) as service:

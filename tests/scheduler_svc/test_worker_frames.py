@@ -124,7 +124,7 @@ EVENTS = st.one_of(
     st.builds(
         msg.LoadReply,
         KEYS,
-        *(COUNTS,) * 13,
+        *(COUNTS,) * 16,
         st.none() | st.builds(msg.StepMeans, *TIMES),
         st.none() | st.builds(msg.StepTotals, *TIMES),
         COUNTS,

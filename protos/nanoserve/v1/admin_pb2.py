@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nanoserve.v1 import profile_pb2 as nanoserve_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nanoserve/v1/admin.proto\x12\x0cnanoserve.v1\x1a\x1ananoserve/v1/profile.proto\"\x10\n\x0eGetLoadRequest\"3\n\x0fGetLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.nanoserve.v1.Load\",\n\x10WatchLoadRequest\x12\x18\n\x10interval_seconds\x18\x01 \x01(\x01\"5\n\x11WatchLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.nanoserve.v1.Load\"\x88\x04\n\x04Load\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\x05\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\x05\x12\x18\n\x10num_total_blocks\x18\x03 \x01(\x05\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\x05\x12\x19\n\x11num_cached_blocks\x18\x05 \x01(\x05\x12\x17\n\x0fnum_held_blocks\x18\x06 \x01(\x05\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\x03\x12\x1f\n\x17num_prefix_query_tokens\x18\x08 \x01(\x03\x12\x1d\n\x15num_prefix_hit_tokens\x18\t \x01(\x03\x12\x11\n\tnum_steps\x18\n \x01(\x03\x12\x19\n\x11num_output_tokens\x18\x0b \x01(\x03\x12+\n\nstep_stats\x18\x0c \x01(\x0b\x32\x17.nanoserve.v1.StepStats\x12\x16\n\x0e\x65xecutor_epoch\x18\r \x01(\x04\x12\x18\n\x10\x65xecutor_healthy\x18\x0e \x01(\x08\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x1b\n\x13num_plans_in_flight\x18\x10 \x01(\x05\x12-\n\x0bstep_totals\x18\x11 \x01(\x0b\x32\x18.nanoserve.v1.StepTotals\x12\x19\n\x11num_shared_blocks\x18\x12 \x01(\x05\"~\n\tStepStats\x12\x11\n\tdevice_ms\x18\x01 \x01(\x01\x12\x0f\n\x07host_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x0f\n\x07idle_ms\x18\x04 \x01(\x01\x12\x15\n\rround_trip_ms\x18\x05 \x01(\x01\x12\x13\n\x0bschedule_ms\x18\x06 \x01(\x01\"\x9d\x01\n\nStepTotals\x12\x16\n\x0e\x64\x65vice_seconds\x18\x01 \x01(\x01\x12\x14\n\x0chost_seconds\x18\x02 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x04 \x01(\x01\x12\x1a\n\x12round_trip_seconds\x18\x05 \x01(\x01\x12\x18\n\x10schedule_seconds\x18\x06 \x01(\x01\"\x19\n\x17ResetPrefixCacheRequest\".\n\x18ResetPrefixCacheResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x05\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\"-\n\rDrainResponse\x12\x1c\n\x14num_aborted_requests\x18\x01 \x01(\x05\")\n\x15SwitchExecutorRequest\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\"\'\n\x16SwitchExecutorResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"(\n\x13StartProfileRequest\x12\x11\n\tnum_steps\x18\x01 \x01(\x05\"\x16\n\x14StartProfileResponse\"\x14\n\x12StopProfileRequest\"o\n\x13StopProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12(\n\x05spans\x18\x03 \x03(\x0b\x32\x19.nanoserve.v1.ProfileSpan\x12\r\n\x05trace\x18\x04 \x01(\x0c\x32\xd3\x04\n\x0c\x41\x64minService\x12\x46\n\x07GetLoad\x12\x1c.nanoserve.v1.GetLoadRequest\x1a\x1d.nanoserve.v1.GetLoadResponse\x12N\n\tWatchLoad\x12\x1e.nanoserve.v1.WatchLoadRequest\x1a\x1f.nanoserve.v1.WatchLoadResponse0\x01\x12\x61\n\x10ResetPrefixCache\x12%.nanoserve.v1.ResetPrefixCacheRequest\x1a&.nanoserve.v1.ResetPrefixCacheResponse\x12@\n\x05\x44rain\x12\x1a.nanoserve.v1.DrainRequest\x1a\x1b.nanoserve.v1.DrainResponse\x12[\n\x0eSwitchExecutor\x12#.nanoserve.v1.SwitchExecutorRequest\x1a$.nanoserve.v1.SwitchExecutorResponse\x12U\n\x0cStartProfile\x12!.nanoserve.v1.StartProfileRequest\x1a\".nanoserve.v1.StartProfileResponse\x12R\n\x0bStopProfile\x12 .nanoserve.v1.StopProfileRequest\x1a!.nanoserve.v1.StopProfileResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nanoserve/v1/admin.proto\x12\x0cnanoserve.v1\x1a\x1ananoserve/v1/profile.proto\"\x10\n\x0eGetLoadRequest\"3\n\x0fGetLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.nanoserve.v1.Load\",\n\x10WatchLoadRequest\x12\x18\n\x10interval_seconds\x18\x01 \x01(\x01\"5\n\x11WatchLoadResponse\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x12.nanoserve.v1.Load\"\xd6\x04\n\x04Load\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\x05\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\x05\x12\x18\n\x10num_total_blocks\x18\x03 \x01(\x05\x12\x17\n\x0fnum_free_blocks\x18\x04 \x01(\x05\x12\x19\n\x11num_cached_blocks\x18\x05 \x01(\x05\x12\x17\n\x0fnum_held_blocks\x18\x06 \x01(\x05\x12\x17\n\x0fnum_preemptions\x18\x07 \x01(\x03\x12\x1f\n\x17num_prefix_query_tokens\x18\x08 \x01(\x03\x12\x1d\n\x15num_prefix_hit_tokens\x18\t \x01(\x03\x12\x11\n\tnum_steps\x18\n \x01(\x03\x12\x19\n\x11num_output_tokens\x18\x0b \x01(\x03\x12+\n\nstep_stats\x18\x0c \x01(\x0b\x32\x17.nanoserve.v1.StepStats\x12\x16\n\x0e\x65xecutor_epoch\x18\r \x01(\x04\x12\x18\n\x10\x65xecutor_healthy\x18\x0e \x01(\x08\x12\x10\n\x08\x64raining\x18\x0f \x01(\x08\x12\x1b\n\x13num_plans_in_flight\x18\x10 \x01(\x05\x12-\n\x0bstep_totals\x18\x11 \x01(\x0b\x32\x18.nanoserve.v1.StepTotals\x12\x19\n\x11num_shared_blocks\x18\x12 \x01(\x05\x12\x18\n\x10num_unused_slots\x18\x13 \x01(\x05\x12\x17\n\x0fnum_late_tokens\x18\x14 \x01(\x03\x12\x19\n\x11num_padded_tokens\x18\x15 \x01(\x03\"~\n\tStepStats\x12\x11\n\tdevice_ms\x18\x01 \x01(\x01\x12\x0f\n\x07host_ms\x18\x02 \x01(\x01\x12\x10\n\x08queue_ms\x18\x03 \x01(\x01\x12\x0f\n\x07idle_ms\x18\x04 \x01(\x01\x12\x15\n\rround_trip_ms\x18\x05 \x01(\x01\x12\x13\n\x0bschedule_ms\x18\x06 \x01(\x01\"\x9d\x01\n\nStepTotals\x12\x16\n\x0e\x64\x65vice_seconds\x18\x01 \x01(\x01\x12\x14\n\x0chost_seconds\x18\x02 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x14\n\x0cidle_seconds\x18\x04 \x01(\x01\x12\x1a\n\x12round_trip_seconds\x18\x05 \x01(\x01\x12\x18\n\x10schedule_seconds\x18\x06 \x01(\x01\"\x19\n\x17ResetPrefixCacheRequest\".\n\x18ResetPrefixCacheResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x05\"\'\n\x0c\x44rainRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\"-\n\rDrainResponse\x12\x1c\n\x14num_aborted_requests\x18\x01 \x01(\x05\")\n\x15SwitchExecutorRequest\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\"\'\n\x16SwitchExecutorResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"(\n\x13StartProfileRequest\x12\x11\n\tnum_steps\x18\x01 \x01(\x05\"\x16\n\x14StartProfileResponse\"\x14\n\x12StopProfileRequest\"o\n\x13StopProfileResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12(\n\x05spans\x18\x03 \x03(\x0b\x32\x19.nanoserve.v1.ProfileSpan\x12\r\n\x05trace\x18\x04 \x01(\x0c\x32\xd3\x04\n\x0c\x41\x64minService\x12\x46\n\x07GetLoad\x12\x1c.nanoserve.v1.GetLoadRequest\x1a\x1d.nanoserve.v1.GetLoadResponse\x12N\n\tWatchLoad\x12\x1e.nanoserve.v1.WatchLoadRequest\x1a\x1f.nanoserve.v1.WatchLoadResponse0\x01\x12\x61\n\x10ResetPrefixCache\x12%.nanoserve.v1.ResetPrefixCacheRequest\x1a&.nanoserve.v1.ResetPrefixCacheResponse\x12@\n\x05\x44rain\x12\x1a.nanoserve.v1.DrainRequest\x1a\x1b.nanoserve.v1.DrainResponse\x12[\n\x0eSwitchExecutor\x12#.nanoserve.v1.SwitchExecutorRequest\x1a$.nanoserve.v1.SwitchExecutorResponse\x12U\n\x0cStartProfile\x12!.nanoserve.v1.StartProfileRequest\x1a\".nanoserve.v1.StartProfileResponse\x12R\n\x0bStopProfile\x12 .nanoserve.v1.StopProfileRequest\x1a!.nanoserve.v1.StopProfileResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,31 +41,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHLOADRESPONSE']._serialized_start=187
   _globals['_WATCHLOADRESPONSE']._serialized_end=240
   _globals['_LOAD']._serialized_start=243
-  _globals['_LOAD']._serialized_end=763
-  _globals['_STEPSTATS']._serialized_start=765
-  _globals['_STEPSTATS']._serialized_end=891
-  _globals['_STEPTOTALS']._serialized_start=894
-  _globals['_STEPTOTALS']._serialized_end=1051
-  _globals['_RESETPREFIXCACHEREQUEST']._serialized_start=1053
-  _globals['_RESETPREFIXCACHEREQUEST']._serialized_end=1078
-  _globals['_RESETPREFIXCACHERESPONSE']._serialized_start=1080
-  _globals['_RESETPREFIXCACHERESPONSE']._serialized_end=1126
-  _globals['_DRAINREQUEST']._serialized_start=1128
-  _globals['_DRAINREQUEST']._serialized_end=1167
-  _globals['_DRAINRESPONSE']._serialized_start=1169
-  _globals['_DRAINRESPONSE']._serialized_end=1214
-  _globals['_SWITCHEXECUTORREQUEST']._serialized_start=1216
-  _globals['_SWITCHEXECUTORREQUEST']._serialized_end=1257
-  _globals['_SWITCHEXECUTORRESPONSE']._serialized_start=1259
-  _globals['_SWITCHEXECUTORRESPONSE']._serialized_end=1298
-  _globals['_STARTPROFILEREQUEST']._serialized_start=1300
-  _globals['_STARTPROFILEREQUEST']._serialized_end=1340
-  _globals['_STARTPROFILERESPONSE']._serialized_start=1342
-  _globals['_STARTPROFILERESPONSE']._serialized_end=1364
-  _globals['_STOPPROFILEREQUEST']._serialized_start=1366
-  _globals['_STOPPROFILEREQUEST']._serialized_end=1386
-  _globals['_STOPPROFILERESPONSE']._serialized_start=1388
-  _globals['_STOPPROFILERESPONSE']._serialized_end=1499
-  _globals['_ADMINSERVICE']._serialized_start=1502
-  _globals['_ADMINSERVICE']._serialized_end=2097
+  _globals['_LOAD']._serialized_end=841
+  _globals['_STEPSTATS']._serialized_start=843
+  _globals['_STEPSTATS']._serialized_end=969
+  _globals['_STEPTOTALS']._serialized_start=972
+  _globals['_STEPTOTALS']._serialized_end=1129
+  _globals['_RESETPREFIXCACHEREQUEST']._serialized_start=1131
+  _globals['_RESETPREFIXCACHEREQUEST']._serialized_end=1156
+  _globals['_RESETPREFIXCACHERESPONSE']._serialized_start=1158
+  _globals['_RESETPREFIXCACHERESPONSE']._serialized_end=1204
+  _globals['_DRAINREQUEST']._serialized_start=1206
+  _globals['_DRAINREQUEST']._serialized_end=1245
+  _globals['_DRAINRESPONSE']._serialized_start=1247
+  _globals['_DRAINRESPONSE']._serialized_end=1292
+  _globals['_SWITCHEXECUTORREQUEST']._serialized_start=1294
+  _globals['_SWITCHEXECUTORREQUEST']._serialized_end=1335
+  _globals['_SWITCHEXECUTORRESPONSE']._serialized_start=1337
+  _globals['_SWITCHEXECUTORRESPONSE']._serialized_end=1376
+  _globals['_STARTPROFILEREQUEST']._serialized_start=1378
+  _globals['_STARTPROFILEREQUEST']._serialized_end=1418
+  _globals['_STARTPROFILERESPONSE']._serialized_start=1420
+  _globals['_STARTPROFILERESPONSE']._serialized_end=1442
+  _globals['_STOPPROFILEREQUEST']._serialized_start=1444
+  _globals['_STOPPROFILEREQUEST']._serialized_end=1464
+  _globals['_STOPPROFILERESPONSE']._serialized_start=1466
+  _globals['_STOPPROFILERESPONSE']._serialized_end=1577
+  _globals['_ADMINSERVICE']._serialized_start=1580
+  _globals['_ADMINSERVICE']._serialized_end=2175
 # @@protoc_insertion_point(module_scope)

@@ -30,7 +30,7 @@ class WatchLoadResponse(_message.Message):
     def __init__(self, load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running_requests", "num_waiting_requests", "num_total_blocks", "num_free_blocks", "num_cached_blocks", "num_held_blocks", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_steps", "num_output_tokens", "step_stats", "executor_epoch", "executor_healthy", "draining", "num_plans_in_flight", "step_totals", "num_shared_blocks")
+    __slots__ = ("num_running_requests", "num_waiting_requests", "num_total_blocks", "num_free_blocks", "num_cached_blocks", "num_held_blocks", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_steps", "num_output_tokens", "step_stats", "executor_epoch", "executor_healthy", "draining", "num_plans_in_flight", "step_totals", "num_shared_blocks", "num_unused_slots", "num_late_tokens", "num_padded_tokens")
     NUM_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,9 @@ class Load(_message.Message):
     NUM_PLANS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     STEP_TOTALS_FIELD_NUMBER: _ClassVar[int]
     NUM_SHARED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNUSED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LATE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PADDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_running_requests: int
     num_waiting_requests: int
     num_total_blocks: int
@@ -67,7 +70,10 @@ class Load(_message.Message):
     num_plans_in_flight: int
     step_totals: StepTotals
     num_shared_blocks: int
-    def __init__(self, num_running_requests: _Optional[int] = ..., num_waiting_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_held_blocks: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., executor_epoch: _Optional[int] = ..., executor_healthy: bool = ..., draining: bool = ..., num_plans_in_flight: _Optional[int] = ..., step_totals: _Optional[_Union[StepTotals, _Mapping]] = ..., num_shared_blocks: _Optional[int] = ...) -> None: ...
+    num_unused_slots: int
+    num_late_tokens: int
+    num_padded_tokens: int
+    def __init__(self, num_running_requests: _Optional[int] = ..., num_waiting_requests: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_held_blocks: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., executor_epoch: _Optional[int] = ..., executor_healthy: bool = ..., draining: bool = ..., num_plans_in_flight: _Optional[int] = ..., step_totals: _Optional[_Union[StepTotals, _Mapping]] = ..., num_shared_blocks: _Optional[int] = ..., num_unused_slots: _Optional[int] = ..., num_late_tokens: _Optional[int] = ..., num_padded_tokens: _Optional[int] = ...) -> None: ...
 
 class StepStats(_message.Message):
     __slots__ = ("device_ms", "host_ms", "queue_ms", "idle_ms", "round_trip_ms", "schedule_ms")
