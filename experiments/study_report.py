@@ -16,9 +16,9 @@ from experiments.store import Row
 from experiments.study_claims import CLAIMS, COUNTS, Rows, read_set
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-_DATA = _REPOSITORY / "plots" / "data"
-_PAGES = (_REPOSITORY / "docs" / "study.md", _REPOSITORY / "README.md")
-_SETS = {"h200-0.6b": "H200, 0.6B", "h200-14b": "H200, 14B", "cpu-demo": "demo, CPU"}
+DATA = _REPOSITORY / "plots" / "data"
+PAGES = (_REPOSITORY / "docs" / "study.md", _REPOSITORY / "README.md")
+SETS = {"h200-0.6b": "H200, 0.6B", "h200-14b": "H200, 14B", "cpu-demo": "demo, CPU"}
 _MISSING = "not yet"
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -124,7 +124,7 @@ def table(name: str, sets: dict[str, Rows]) -> str:
     if name.startswith("figure:"):
         return _figure(name.removeprefix("figure:"), sets)
     parts = []
-    for folder, label in _SETS.items():
+    for folder, label in SETS.items():
         rows = list(sets[folder].get(name, {}).values())
         shown = [row for row in rows if row["case"] != "prediction"]
         parts.append(f"{label}:\n\n{_of_rows(shown, _COLUMNS[name])}" if shown else f"{label}: {_MISSING}.\n")
@@ -147,14 +147,13 @@ def _of_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> str:
 def _ratios(sets: dict[str, Rows]) -> str:
     lines = []
     for claim in CLAIMS:
-        values = [claim.value(sets[folder]) for folder in _SETS]
+        values = [claim.value(sets[folder]) for folder in SETS]
         said = [
-            _MISSING if not sets[folder] else _said(value)
-            for folder, value in zip(_SETS, values, strict=True)
+            _MISSING if not sets[folder] else _said(value) for folder, value in zip(SETS, values, strict=True)
         ]
         lines.append([claim.name, claim.original, claim.target, claim.peer(), *said])
     return _markdown(
-        ["ratio", "the original", "wanted on the H200", "vLLM 0.26.0, H200", *_SETS.values()], lines
+        ["ratio", "the original", "wanted on the H200", "vLLM 0.26.0, H200", *SETS.values()], lines
     )
 
 
@@ -162,26 +161,26 @@ def _summary(sets: dict[str, Rows]) -> str:
     """The ratios that something is wanted of, in few columns."""
     lines = []
     for claim in (claim for claim in CLAIMS if claim.target):
-        values = [_said(claim.value(sets[folder])) if sets[folder] else _MISSING for folder in _SETS]
+        values = [_said(claim.value(sets[folder])) if sets[folder] else _MISSING for folder in SETS]
         lines.append([claim.name, claim.target, *values])
-    return _markdown(["ratio", "wanted on the H200", *_SETS.values()], lines)
+    return _markdown(["ratio", "wanted on the H200", *SETS.values()], lines)
 
 
 def _counts(sets: dict[str, Rows]) -> str:
     lines = []
     for label, original, key in COUNTS:
         values = []
-        for folder in _SETS:
+        for folder in SETS:
             rows = sets[folder].get("static_vs_continuous", {})
             pair = [rows.get(f"W6: {policy}", {}).get(key) for policy in ("static", "continuous")]
             values.append(" / ".join(map(_said, pair)) if rows else _MISSING)
         lines.append([label, original, *values])
-    return _markdown(["W6: static / continuous", "the original", *_SETS.values()], lines)
+    return _markdown(["W6: static / continuous", "the original", *SETS.values()], lines)
 
 
 def _machines(sets: dict[str, Rows]) -> str:
     lines = []
-    for folder, label in _SETS.items():
+    for folder, label in SETS.items():
         environment = next(iter(sets[folder].get("environment", {}).values()), None)
         if environment is None:
             lines.append([label, *([_MISSING] * 4)])
@@ -225,9 +224,9 @@ def main() -> int:
         for claim in CLAIMS:
             print(f"{_said(claim.value(rows)) or '-':>8}  {claim.name}")
         return 0
-    sets = {folder: read_set(_DATA / folder) for folder in _SETS}
+    sets = {folder: read_set(DATA / folder) for folder in SETS}
     stale = []
-    for page in _PAGES:
+    for page in PAGES:
         before = page.read_text(encoding="utf-8")
         after = filled(before, sets)
         if after != before:

@@ -128,9 +128,9 @@ def crash_cost(report: Report) -> Figure:
     rows = sorted(report["rows"], key=lambda row: row["streams"])
     left = [0.0] * len(rows)
     for name, color, label in (
-        ("undisturbed_s", BLUE, "the same requests undisturbed"),
-        ("away_s", VERMILLION, "no executor: restart, weights"),
-        ("added_beside_away_s", SKY, "the rest: sequences computed again"),
+        ("undisturbed_s", BLUE, "undisturbed"),
+        ("away_s", VERMILLION, "no executor: its restart"),
+        ("added_beside_away_s", SKY, "the rest: computed again"),
     ):
         values = [max(0.0, row[name]) for row in rows]
         axes.barh(range(len(rows)), values, 0.6, left=left, color=color, label=label)
@@ -140,6 +140,7 @@ def crash_cost(report: Report) -> Figure:
     axes.set_yticks(
         range(len(rows)), [f"{row['streams']} stream{'s' if row['streams'] > 1 else ''}" for row in rows]
     )
+    axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.margins(x=0.1)
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)

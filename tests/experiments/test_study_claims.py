@@ -7,8 +7,8 @@ from benchmarks.watch import Reading
 from experiments.crash_cost import seconds_away
 from experiments.roofline import decode_operations, point, prefill_bytes, prefill_operations
 from experiments.store import StudyError
-from experiments.study_claims import CLAIMS, Rows
-from experiments.study_report import filled
+from experiments.study_claims import CLAIMS, Rows, read_set
+from experiments.study_report import DATA, PAGES, SETS, filled
 from nanoserve.v1 import admin_pb2
 
 ROWS: Rows = {
@@ -64,6 +64,15 @@ def test_a_page_says_what_is_measured_and_what_is_not() -> None:
     assert "| continuous over static, W6 | 2.1 | 2.1 |  | 2.5 | not yet | not yet |" in after
     assert "| padded tokens | 100 / 0 | 900 / 0 | not yet | not yet |" in after
     assert filled(after, NONE | {"h200-0.6b": ROWS}) == after
+
+
+def test_the_committed_pages_say_what_the_committed_json_says() -> None:
+    sets = {folder: read_set(DATA / folder) for folder in SETS}
+    assert sets["cpu-demo"]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- table:" in text
+        assert filled(text, sets) == text
 
 
 def test_a_figure_is_shown_where_it_is_drawn() -> None:
