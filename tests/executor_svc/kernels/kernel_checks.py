@@ -1,5 +1,6 @@
 """Random inputs for kernels, outputs that hold NaN before a kernel writes them, and how near is near enough."""
 
+import os
 import random
 
 import torch
@@ -8,8 +9,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 def new_seed() -> int:
-    """Another every run; tests put it into their ids."""
-    return random.randrange(2**31)
+    """Another every run; tests put it into their ids, so that it is one for all processes of a run."""
+    return random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(2**31)
 
 
 class Draws:
