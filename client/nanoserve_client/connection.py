@@ -25,6 +25,8 @@ from nanoserve_client.errors import (
 )
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+# So gRPC begins to say that somebody listens, but nothing came of it: often that one side does not trust the other.
+_NOT_CONNECTED = "failed to connect"
 DEFAULT_CONNECT_TIMEOUT = 10.0
 _RETRY_SECONDS = 0.1
 # gRPC takes the far future for the past, so what is longer than a year is no deadline.
@@ -132,6 +134,8 @@ class Connector:
         failure = error_from_rpc(error)
         if isinstance(failure, Unavailable):
             self._connected = False
+            if failure.message.startswith(_NOT_CONNECTED) and not self._wait_for_ready:
+                return ConnectionFailed(self._address, failure.message)
         return failure
 
     def _check_open(self) -> None:
