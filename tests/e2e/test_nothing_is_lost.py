@@ -204,6 +204,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    "NANOSERVE_TEST_SLOW" not in os.environ, reason="takes a minute and a half: set NANOSERVE_TEST_SLOW"
+)
 def test_a_request_that_kills_executors_ends_alone() -> None:
     command = [sys.executable, "-P", "-c", DEADLY]
     with LocalServer(executor_flags=VIRTUAL, executor_command=command) as server:
