@@ -24,9 +24,8 @@ demo: $(INSTALLED)  ## Serve the shipped model and stream a dozen answers
 serve: $(INSTALLED)  ## Serve the shipped model on 127.0.0.1:50051
 	$(BIN)/nanoserve serve
 
-test: $(INSTALLED)  ## All tests that this machine can run: first those that start no services, one process a core
-	$(BIN)/python -m pytest -m "not e2e" -n auto --dist loadfile
-	$(BIN)/python -m pytest -m e2e
+test: $(INSTALLED)  ## All tests that this machine can run, one process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-node: $(INSTALLED)  ## The Node client, where there are Node 20, npm and a registry
 	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
@@ -74,7 +73,7 @@ bench-scheduler: $(INSTALLED)  ## The scheduler core alone, and its side of a st
 bench-gpu: $(INSTALLED)  ## Every target on this machine's GPU, both model shapes, through both services
 	$(BIN)/python benchmarks/targets.py --shapes 0.6b,14b --out targets.json
 
-# The kernels whose programs work together or load ahead; all shapes of their tests.
+# Kernels whose programs work together or load ahead, but for the resident one and those over peer memory; all shapes.
 KERNEL_TESTS := $(addprefix tests/executor_svc/kernels/test_, decode_attention.py prefill_attention.py small_linear.py)
 
 STUDY ?= .run/study
