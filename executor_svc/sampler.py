@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from executor_svc.batch import BatchState
-from executor_svc.layers.ops import Ops
+from executor_svc.layers.ops import FilteredSampler, Ops
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowStatus
 from executor_svc.row_params import BoolArray
@@ -107,9 +107,13 @@ def choose_again(
 def _choose_again(
     logits: torch.Tensor, batch: SamplingRows, special: BoolArray, sampled: SampledTokens, ops: Ops
 ) -> SampledTokens:
-    restricted = special & batch.only_restricted()
-    if restricted.any() and _choose_restricted(logits, batch, np.flatnonzero(restricted), sampled, ops):
-        special = special & ~restricted
+    if ops.sample_filtered_rows is not None:
+        restricted = special & batch.only_restricted()
+        if restricted.any():
+            _choose_restricted(
+                logits, batch, np.flatnonzero(restricted), sampled, ops, ops.sample_filtered_rows
+            )
+            special = special & ~restricted
     indices = np.flatnonzero(special)
     if not len(indices):
         return sampled
@@ -130,15 +134,16 @@ def _choose_restricted(
     indices: NDArray[np.intp],
     sampled: SampledTokens,
     ops: Ops,
-) -> bool:
-    """Puts the results of rows that masks and filters alone restrict into `sampled`, if `ops` have a way for them."""
+    sample_filtered_rows: FilteredSampler,
+) -> None:
+    """Puts the results of rows that masks and filters alone restrict into `sampled`."""
     state, params, part = batch.state, batch.state.params, batch.part(indices)
     chosen = state.upload(indices)
     scores = ops.full_logits(logits[chosen])
     finite = scores.amax(dim=-1).isfinite() if part.masks else None
     if part.masks:
         _forbid(scores, part)
-    results = ops.sample_filtered_rows(
+    token_ids, statuses = sample_filtered_rows(
         scores,
         state.upload(part.rows),
         state.upload(part.positions),
@@ -146,16 +151,12 @@ def _choose_restricted(
         params.seeds,
         (params.top_k, params.top_p, params.min_p),
     )
-    if results is None:
-        return False
-    token_ids, statuses = results
     if finite is not None:
         # What a mask leaves is -inf where it allows nothing; what it hides may be no number.
         statuses.masked_fill_(statuses != RowStatus.OK, RowStatus.NO_TOKEN_ALLOWED)
         statuses.masked_fill_(~finite, RowStatus.NON_FINITE_LOGITS)
         token_ids.masked_fill_(~finite, 0)
     sampled.results.index_copy_(1, chosen, torch.stack((token_ids, statuses)))
-    return True
 
 
 def sample(logits: torch.Tensor, batch: SamplingRows) -> SampledTokens:

@@ -40,13 +40,13 @@ class Sizes:
     crash: EqualWorkload
     ahead_streams: tuple[int, ...]
     ahead: EqualWorkload
-    tp_batch: int
     tp_tokens: int
     """Of each sequence of tp_scaling: more than are generated while it is timed."""
-    reps: int
-    """Of what is timed request by request, after a warm-up."""
     runs: int
     """Of what is timed as a whole; the one in the middle counts."""
+    tp_batch: int = 8
+    reps: int = 3
+    """Of what is timed request by request, after a warm-up."""
 
 
 _GPU = Sizes(
@@ -71,9 +71,7 @@ _GPU = Sizes(
     crash=EqualWorkload(512, 2048),
     ahead_streams=(1, 64),
     ahead=EqualWorkload(128, 512),
-    tp_batch=8,
     tp_tokens=16_000,
-    reps=3,
     runs=3,
 )
 _DEMO = Sizes(
@@ -100,9 +98,7 @@ _DEMO = Sizes(
     crash=EqualWorkload(64, 384),
     ahead_streams=(1, 8),
     ahead=EqualWorkload(32, 96),
-    tp_batch=8,
     tp_tokens=1900,
-    reps=3,
     runs=1,
 )
 _QUICK = replace(

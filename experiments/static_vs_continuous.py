@@ -9,15 +9,13 @@ the first few of the same requests: its rate does not depend on how many there a
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.workloads import Prompt, equal_prompts, lognormal_prompts
-from experiments.harness import Bench, Case, main
+from experiments.harness import Case, main
 from experiments.naive_transformers import in_a_process
 from experiments.serving import answered
 from experiments.sizes import Sizes
-from experiments.store import Row
 
 NAME = "static_vs_continuous"
 _UNCACHED = "naive, no KV cache"
@@ -43,7 +41,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
                 "runs": sizes.runs,
             },
             None,
-            alone=partial(_transformers, prompts=first, use_cache=use_cache, num_runs=sizes.runs),
+            alone=partial(in_a_process, prompts=first, use_cache=use_cache, num_runs=sizes.runs),
         )
         for name, use_cache in _TRANSFORMERS.items()
     ]
@@ -68,20 +66,10 @@ def _policy(workload: str, name: str, sizes: Sizes) -> Case:
     return Case(
         f"{workload}: {name}",
         {"workload": shape, "requests": most, "runs": sizes.runs},
-        partial(_measure, prompts_of=prompts_of, num_runs=sizes.runs, num_warm_up=num_rows),
+        partial(answered, prompts_of=prompts_of, num_runs=sizes.runs, num_warm_up=num_rows),
         (f"--max-num-seqs={num_rows}", f"--max-model-len={longest}"),
         ("--no-enable-prefix-caching", *POLICIES[name]),
     )
-
-
-def _measure(bench: Bench, prompts_of: Callable[[int], list[Prompt]], num_runs: int, num_warm_up: int) -> Row:
-    return answered(bench, prompts_of, num_runs, num_warm_up)
-
-
-def _transformers(
-    arguments: argparse.Namespace, prompts: Sequence[Prompt], use_cache: bool, num_runs: int
-) -> Row:
-    return in_a_process(arguments, prompts, use_cache=use_cache, num_runs=num_runs)
 
 
 if __name__ == "__main__":

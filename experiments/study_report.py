@@ -189,7 +189,11 @@ def _machines(sets: dict[str, Rows]) -> str:
         versions = (
             f"Python {environment['python']}, torch {environment['torch']}, grpcio {environment['grpcio']}"
         )
-        lines.append([label, hardware, versions, environment["commit"], environment["date"]])
+        rows = [
+            row for name, cases in sets[folder].items() if name != "environment" for row in cases.values()
+        ]
+        commits, dates = (", ".join(sorted({str(row[key]) for row in rows})) for key in ("commit", "date"))
+        lines.append([label, hardware, versions, commits, dates])
     return _markdown(["column", "hardware", "versions", "commit", "date"], lines)
 
 

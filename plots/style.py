@@ -1,7 +1,7 @@
 """How the pictures look: opaque white, so that it reads the same on a light and a dark page."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -55,9 +55,9 @@ def measured_on(report: Report) -> str:
     return "  |  ".join(parts)
 
 
-def dress(axes: Axes, title: str = "", grid: str = "y") -> None:
+def dress(axes: Axes, title: str = "", grid: Literal["both", "x", "y"] = "y") -> None:
     """Grid behind, no box, the title at the left."""
-    axes.grid(axis=grid, color=GRID)  # type: ignore[arg-type]
+    axes.grid(axis=grid, color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=10, color=INK)

@@ -122,7 +122,7 @@ class TritonOps:
         temperature: torch.Tensor,
         seeds: torch.Tensor,
         filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return sample_filtered_rows(logits, rows, positions, temperature, seeds, *filters)
 
     def advance_rows(

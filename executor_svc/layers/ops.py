@@ -18,6 +18,21 @@ from executor_svc.plan import RowStatus
 from executor_svc.row_slices import row_slices
 
 
+class FilteredSampler(Protocol):
+    """Samples behind top-k, top-p and min-p."""
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        positions: torch.Tensor,
+        temperature: torch.Tensor,
+        seeds: torch.Tensor,
+        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Ops.sample_rows` of full logits; `filters` are those of all rows: int64, float32, float32."""
+
+
 class Ops(Protocol):
     """Operations on the tokens of one forward pass and on the KV cache. None waits for the device.
 
@@ -92,19 +107,9 @@ class Ops(Protocol):
         where the status is not OK. Ranks tell each other their winners alone.
         """
 
-    def sample_filtered_rows(
-        self,
-        logits: torch.Tensor,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        temperature: torch.Tensor,
-        seeds: torch.Tensor,
-        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """As `sample_rows` of full logits, behind top-k, top-p and min-p; None where the general sampler has to.
-
-        `filters` are those of all rows: int64, float32, float32.
-        """
+    @property
+    def sample_filtered_rows(self) -> "FilteredSampler | None":
+        """None where the general sampler has to do it."""
 
     def advance_rows(
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor
@@ -118,6 +123,8 @@ class Ops(Protocol):
 
 class ReferenceOps:
     """Ops in plain PyTorch, on any device; float32 arithmetic where the model's type is narrower."""
+
+    sample_filtered_rows = None
 
     def __init__(self, kv_cache: KVCache, ranks: Ranks = ALONE) -> None:
         self.kv_cache, self.ranks = kv_cache, ranks
@@ -203,17 +210,6 @@ class ReferenceOps:
         finite = logits.amax(dim=-1).isfinite()
         statuses = torch.where(finite, RowStatus.OK, RowStatus.NON_FINITE_LOGITS)
         return torch.where(finite, torch.cat(best), 0).int(), statuses.int()
-
-    def sample_filtered_rows(
-        self,
-        logits: torch.Tensor,
-        rows: torch.Tensor,
-        positions: torch.Tensor,
-        temperature: torch.Tensor,
-        seeds: torch.Tensor,
-        filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return None
 
     def advance_rows(
         self, rows: torch.Tensor, sampled: torch.Tensor, lengths: torch.Tensor, token_ids: torch.Tensor

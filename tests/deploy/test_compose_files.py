@@ -90,7 +90,9 @@ def test_everything_that_goes_on_is_restarted_and_has_a_health_check() -> None:
     command = found["executor"]["healthcheck"]["test"]
     assert command[:3] == ["CMD", "nanoserve", "health"]
     health = client_parser().parse_args(command[2:])
-    assert health.tls_ca == executor_parser().parse_args(shlex.split(found["executor"]["command"])).tls_cert
+    executor = executor_parser().parse_args(shlex.split(found["executor"]["command"]))
+    assert health.tls_ca == executor.tls_cert
+    assert health.server == executor.listen.replace("0.0.0.0", "localhost")
 
 
 def test_every_file_that_a_container_is_given_is_here() -> None:

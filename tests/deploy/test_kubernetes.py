@@ -108,8 +108,11 @@ def test_probes_that_run_a_command_ask_who_is_there(pair: Pod) -> None:
             )
 
 
-def test_no_liveness_probe_ends_a_scheduler_that_waits_for_its_executor(pair: Pod) -> None:
-    assert "--alive" in pair.container("scheduler")["livenessProbe"]["exec"]["command"]
+def test_no_liveness_probe_ends_who_answers_and_does_not_serve(pair: Pod) -> None:
+    probes = [container["livenessProbe"] for container in pair.containers() if "livenessProbe" in container]
+    assert probes
+    for probe in probes:
+        assert "--alive" in probe["exec"]["command"]
 
 
 def test_the_executor_outlives_the_scheduler_and_both_have_the_time(pair: Pod) -> None:
