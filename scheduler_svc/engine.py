@@ -135,8 +135,6 @@ class Engine:
         """Takes in an event of the link."""
         if self._exit is None:
             self._turn(self._handle_link, [event])
-            if self._exit is not None:
-                self._inbox.put_nowait(_Stop())
 
     def _turn(self, handle: Callable[[Any], None], items: list[Any]) -> None:
         """Handles what has come, and does what that makes possible. A bug ends the engine."""
@@ -153,6 +151,7 @@ class Engine:
     def _stop(self, reason: EngineExit, problem: Problem) -> None:
         """Ends the engine: nothing is accepted or sent any more, and all that is live ends with the problem."""
         self._exit, self._epoch = reason, 0
+        self._inbox.put_nowait(_Stop())  # `run` may wait for it
         self._admission.has_executor = False
         try:
             self._requests.fail_all(problem)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from scheduler_harness import LIMITS, MODEL, Answer, Executor, Service, generate_request, refused, run
+from scheduler_harness import (
+    LIMITS,
+    MODEL,
+    Answer,
+    Executor,
+    Service,
+    generate_request,
+    refused,
+    retry_seconds,
+    run,
+)
 
 from executor_svc.plan import ErrorCode, StepFailure
 from executor_svc.runner import RunnerLimits
@@ -117,6 +127,7 @@ def test_after_a_grace_no_more_requests_are_accepted_and_those_that_were_go_on_w
             with refused(UNAVAILABLE) as failure:
                 await service.generate([1])
             assert failure.value.details() == "there is no executor"
+            assert 0 < retry_seconds(failure.value) <= 30
             executor.start()
             assert (await call).token_ids[0] == expected([1], 3, 200)
             assert (await waiting).token_ids[0] == expected([2], 4, 5)
