@@ -22,7 +22,6 @@ from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, Session
 from scheduler_svc.engine_requests import Requests
 from scheduler_svc.errors import internal_problem
-from scheduler_svc.executor_access import ExecutorAccess
 from scheduler_svc.failures import Failures, SentPlan
 from scheduler_svc.guides import Compiled, Guides, MasksReady
 from scheduler_svc.link import ExecutorLink
@@ -88,19 +87,18 @@ class Engine:
         *,
         max_plan_ms: float = 4.0,
         loss_grace: float = 5.0,
-        executor: ExecutorAccess | None = None,
         guides: Guides | None = None,
     ) -> None:
         """`loss_grace`: seconds without an executor in which requests are accepted still.
 
-        `executor` is how executors are reached. `guides` None: no request has a guide.
+        `guides` None: no request has a guide.
         """
         self._guides, self._requests = guides, Requests(admission, publish, guides)
         self._max_plan_ms, self._loss_grace = max_plan_ms, loss_grace
         self._config, self._admission = config, admission
         self._inbox, self._link, self._publish = inbox, link, publish
         self._profiler = profiler
-        self._switch = Switch(link, executor or ExecutorAccess(""), publish, inbox.put_nowait)
+        self._switch = Switch(link, publish, inbox.put_nowait)
         self._core: Scheduler | None = None
         self._failures: Failures | None = None
         self._state = msg.EngineState(serving=False)
@@ -137,8 +135,6 @@ class Engine:
         """Takes in an event of the link."""
         if self._exit is None:
             self._turn(self._handle_link, [event])
-            if self._exit is not None:
-                self._inbox.put_nowait(_Stop())
 
     def _turn(self, handle: Callable[[Any], None], items: list[Any]) -> None:
         """Handles what has come, and does what that makes possible. A bug ends the engine."""
@@ -155,6 +151,7 @@ class Engine:
     def _stop(self, reason: EngineExit, problem: Problem) -> None:
         """Ends the engine: nothing is accepted or sent any more, and all that is live ends with the problem."""
         self._exit, self._epoch = reason, 0
+        self._inbox.put_nowait(_Stop())  # `run` may wait for it
         self._admission.has_executor = False
         try:
             self._requests.fail_all(problem)

@@ -61,7 +61,7 @@ class Failures:
         """Says why the session is to be given up, where the oldest plan under way takes too long."""
         state = (oldest.step_id, self._num_results) if oldest is not None else None
         seconds = self._clock.tick(state, elapsed_seconds)
-        if oldest is None or seconds < self._limits.limit(oldest.num_tokens):
+        if oldest is None:
             return None
         doublings = min(self.recovery.num_recent_losses(time.monotonic()), _MAX_DOUBLINGS)
         limit = self._limits.limit(oldest.num_tokens) * 2**doublings
@@ -73,7 +73,7 @@ class Failures:
         """The executor has told that a step failed; its session is over."""
         reason = f"{failed.field}: {failed.description}" if failed.field else failed.description
         _log.error("step failed", step_id=failed.step_id, code=failed.code, reason=reason, rows=failed.rows)
-        at_fault = self._core.blame(failed.step_id, list(failed.rows)) if failed.rows else []
+        at_fault = self._core.blame(failed.step_id, failed.rows)
         for sequence_id in at_fault:
             self._requests.blame(sequence_id, reason)
         if failed.code == "DATA_LOSS":

@@ -8,6 +8,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -89,7 +90,9 @@ class ExecutorLink:
         """The session to go on with once the present one is left."""
         self._away: asyncio.TimerHandle | None = None
         self._reason = "no answer"
-        self._was_opened = self._has_lasted = self._has_warned = False
+        self._was_opened = self._has_warned = False
+        self._backoff_seconds = _FIRST_BACKOFF_SECONDS
+        """How long to wait before the next attempt; as at first again once a session has brought a result."""
         # The executor and epoch of our last session; None while an opening of ours may or may not have succeeded.
         self._last_session: tuple[str, int] | None = None
         self._held_since: float | None = None
@@ -108,8 +111,12 @@ class ExecutorLink:
         if self._stream is not None:
             self._stream.cancel()
 
-    async def prepare(self, access: ExecutorAccess) -> PreparedSession:
-        """Opens a session with another executor, to hand over to; SwitchRefused where there can be none."""
+    async def prepare(self, address: str) -> PreparedSession:
+        """Opens a session with another executor, to hand over to; SwitchRefused where there can be none.
+
+        But for the address it is reached as the present one is.
+        """
+        access = replace(self._access, address=address)
         return await prepare_session(access, self.scheduler_id, self._check_other)
 
     def _check_other(self, description: pb.ExecutorDescription) -> None:
@@ -141,20 +148,15 @@ class ExecutorLink:
         """Keeps a session open until the link has stopped for good; `emit` is told of all that happens, in order."""
         self._emit = emit
         self._start_clock()
-        backoff = _FIRST_BACKOFF_SECONDS
         try:
             while True:
-                self._has_lasted = False
-                self._attempt = asyncio.ensure_future(self._try_once(backoff))
+                self._attempt = asyncio.ensure_future(self._try_once())
                 try:
                     await self._attempt
                 except asyncio.CancelledError:
                     task = asyncio.current_task()
                     if self._next is None or (task is not None and task.cancelling()):
                         raise
-                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
-                if self._has_lasted:
-                    backoff = _FIRST_BACKOFF_SECONDS
         except _Final as final:
             self._emit(final.event)
         except Exception:
@@ -162,7 +164,7 @@ class ExecutorLink:
         finally:
             self._stop_clock()
 
-    async def _try_once(self, backoff: float) -> None:
+    async def _try_once(self) -> None:
         """Runs a session until it is lost, and waits before the next one unless that is there already."""
         try:
             await self._run_channel()
@@ -170,12 +172,12 @@ class ExecutorLink:
             self._reason = str(lost)
             self._warn_once()
         if self._next is None:
-            if self._has_lasted:
-                backoff = _FIRST_BACKOFF_SECONDS
+            seconds = self._backoff_seconds
+            self._backoff_seconds = min(2 * seconds, _MAX_BACKOFF_SECONDS)
             _log.debug(
-                "no session", executor=self._access.address, reason=self._reason, retry_seconds=backoff
+                "no session", executor=self._access.address, reason=self._reason, retry_seconds=seconds
             )
-            await asyncio.sleep(backoff)
+            await asyncio.sleep(seconds)
 
     def _warn_once(self) -> None:
         """Says that the executor, never reached so far, is waited for."""
@@ -376,8 +378,9 @@ class ExecutorLink:
             if self._recorder is not None:
                 self._recorder.result(message.result)
             event = decode_result(message.result)
+            if isinstance(event, StepReport):
+                self._backoff_seconds = _FIRST_BACKOFF_SECONDS
             if event is not None:
-                self._has_lasted = self._has_lasted or isinstance(event, StepReport)
                 self._emit(event)
 
 

@@ -187,7 +187,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first tokens of output 0 are planned."""
+    """The first tokens of the first output that is not over are planned."""
 
     key: int
     num_cached_tokens: int

@@ -100,7 +100,6 @@ class SchedulerServer:
             Profiler(executor, self.api.receive),
             max_plan_ms=config.max_plan_ms,
             loss_grace=config.executor_loss_grace,
-            executor=executor,
             guides=self._guides,
         )
         self._engine_task: asyncio.Task[EngineExit] | None = None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler_svc import messages as msg
 from scheduler_svc.core.scheduler import Scheduler
@@ -29,12 +29,11 @@ class Switch:
     def __init__(
         self,
         link: ExecutorLink,
-        access: ExecutorAccess,
         publish: Callable[[msg.Event], None],
         post: Callable[[SwitchPrepared], None],
     ) -> None:
-        """Executors are reached as `access` says, but for the address. `post` gets SwitchPrepared, on the loop."""
-        self._link, self._access, self._publish, self._post = link, access, publish, post
+        """`post` gets SwitchPrepared, on the loop."""
+        self._link, self._publish, self._post = link, publish, post
         self._key: int | None = None
         """Of the command to answer; None while there is no change."""
         self._task: asyncio.Task[None] | None = None
@@ -52,7 +51,7 @@ class Switch:
             self._publish(msg.ExecutorSwitched(command.key, problem=_UNDER_WAY))
             return
         self._key = command.key
-        self._task = asyncio.ensure_future(self._prepare(replace(self._access, address=command.executor)))
+        self._task = asyncio.ensure_future(self._prepare(command.executor))
 
     def take(self, outcome: PreparedSession | Problem, core: Scheduler | None) -> None:
         """Whether the executor is to be changed, now that its successor is ready, or is not."""
@@ -89,13 +88,13 @@ class Switch:
             key, self._key = self._key, None
             self._publish(msg.ExecutorSwitched(key, epoch, problem))
 
-    async def _prepare(self, access: ExecutorAccess) -> None:
+    async def _prepare(self, address: str) -> None:
         outcome: PreparedSession | Problem
         try:
-            outcome = await self._link.prepare(access)
+            outcome = await self._link.prepare(address)
         except SwitchRefused as error:
             outcome = Problem(Code.FAILED_PRECONDITION, str(error), "executor")
-        except Exception:
+        except Exception:  # a bug: the caller must be told, and a later change be possible
             outcome = internal_problem("a switch failed")
         self._post(SwitchPrepared(outcome))
 

@@ -61,20 +61,20 @@ class RequestTracer:
     """Makes the spans of each request whose caller's own span, if it names one, is sampled."""
 
     def __init__(self, provider: "TracerProvider", model_name: str) -> None:
+        from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         # It warns of headers that it cannot read, and quotes them: callers would write into the log.
         logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         self._provider, self._model_name = provider, model_name
         self._tracer = provider.get_tracer("nanoserve")
+        self._trace = trace
         self._propagator = TraceContextTextMapPropagator()
 
     def record(
         self, stream: RequestStream, request: Request, metadata: Iterable[Any] | None, tenant: str
     ) -> None:
         """Makes the spans of a request that is over; `metadata` is that of its call."""
-        from opentelemetry import trace
-
         now = time.monotonic()
         # Times are of the monotonic clock, spans of the wall's.
         wall_offset_ns = time.time_ns() - int(now * 1e9)
@@ -84,22 +84,20 @@ class RequestTracer:
         span = self._tracer.start_span(
             "llm_request",
             self._propagator.extract(carrier),
-            trace.SpanKind.SERVER,
+            self._trace.SpanKind.SERVER,
             self._attributes(stream, request, tenant),
             start_time=int(stream.arrival * 1e9) + wall_offset_ns,
         )
         if stream.problem is not None:
             span.set_attribute("error.type", stream.problem.code.name)
-            span.set_status(trace.StatusCode.ERROR, stream.problem.description)
+            span.set_status(self._trace.StatusCode.ERROR, stream.problem.description)
         if span.is_recording():
             for name, (begin, end) in _phases(stream, now).items():
                 self._phase(span, name, begin, end, wall_offset_ns)
         span.end(int(now * 1e9) + wall_offset_ns)
 
     def _phase(self, parent: "Span", name: str, begin: float, end: float, wall_offset_ns: int) -> None:
-        from opentelemetry import trace
-
-        context = trace.set_span_in_context(parent)
+        context = self._trace.set_span_in_context(parent)
         child = self._tracer.start_span(name, context, start_time=int(begin * 1e9) + wall_offset_ns)
         child.end(int(end * 1e9) + wall_offset_ns)
 

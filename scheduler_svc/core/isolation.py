@@ -105,7 +105,7 @@ class Isolation:
     def is_trial_over(self, tried: Collection[int]) -> bool:
         """Whether all on trial that were in a plan, `tried`, are past where they were lost. There is a trial."""
         owing = self.trial & self._owed.keys()
-        return not owing or (bool(tried) and not any(sequence_id in owing for sequence_id in tried))
+        return not owing or (bool(tried) and owing.isdisjoint(tried))
 
     def end_trial(self) -> None:
         """Lets those go who have passed; whom there was no room for is tried next."""

@@ -52,6 +52,8 @@ class Limits:
             )
         if request.resumed and len(request.resumed) != request.n:
             raise RequestRefused("resume.outputs", f"are {len(request.resumed)}, must be {request.n}")
+        if request.resumed and all(known is None for known in request.resumed):
+            raise RequestRefused("resume.outputs", "are all over")
         if any(known is not None and len(known) >= request.max_tokens for known in request.resumed):
             raise RequestRefused("resume.outputs", f"must have fewer than {request.max_tokens} tokens each")
         longest = num_prompt_tokens + request.max_tokens - 1

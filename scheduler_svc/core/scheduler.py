@@ -22,7 +22,7 @@ Pure and deterministic: the same calls with the same arguments give the same pla
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -195,11 +195,11 @@ class Scheduler:
         """
         self._state.cache.settle()
 
-    def blame(self, step_id: int, rows: list[int]) -> list[int]:
-        """Ids of the live sequences that an unanswered plan was made for on these rows; all its rows for none."""
+    def blame(self, step_id: int, rows: Iterable[int]) -> list[int]:
+        """Ids of the live sequences that an unanswered plan was made for on these rows."""
         for planned in self._in_flight:
             if planned.step_id == step_id:
-                held = (self._state.held(planned, row) for row in rows or planned.rows.tolist())
+                held = (self._state.held(planned, row) for row in rows)
                 return [sequence.sequence_id for sequence in held if sequence is not None]
         return []
 
@@ -221,9 +221,9 @@ class Scheduler:
         return self._state.live
 
     def hold(self, is_held: Callable[[int], bool] | None) -> None:
-        """In this session nothing more is planned for the sequences that `is_held` says by their ids; None: for all.
+        """In this session nothing more is planned for those sequences that `is_held` says by their ids.
 
-        Those that run stop, to start again when they are held no more. No plan may be unanswered.
+        None: nobody is held. Those that run stop, to start again when they are held no more. No plan may be unanswered.
         """
         assert not self._in_flight
         self._state.hold(is_held)

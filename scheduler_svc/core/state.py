@@ -84,12 +84,12 @@ class State:
 
     def hold(self, is_held: Callable[[int], bool] | None) -> None:
         """Holds sequences back; those that hold a row leave it. See Scheduler.hold."""
-        running = self.rows.running() if is_held is not None else []
-        for sequence in running:
-            if sequence.sequence_id not in self.live:
-                self._leave_row(sequence)  # it only pads
-            elif is_held is not None and is_held(sequence.sequence_id):
-                self.recompute(sequence)
+        if is_held is not None:
+            for sequence in self.rows.running():
+                if sequence.sequence_id not in self.live:
+                    self._leave_row(sequence)  # it only pads
+                elif is_held(sequence.sequence_id):
+                    self.recompute(sequence)
         self.waiting.hold(is_held)
 
     def end(self, sequence: Sequence) -> None:

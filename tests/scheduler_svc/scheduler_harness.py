@@ -253,6 +253,15 @@ def run(test: Callable[[], Any]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
+def retry_seconds(error: grpc.aio.AioRpcError) -> float:
+    """When to try again, as the RetryInfo of an error's status says; there is no other detail before it."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(retry)
+    return float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
 @contextlib.contextmanager
 def refused(code: grpc.StatusCode, field: str = "") -> Iterator[Any]:
     """The block ends with this status; `field` is what its BadRequest details name."""

@@ -58,6 +58,10 @@ def submit(key: int, guide: Guide | None = None) -> msg.Submit:
     return msg.Submit(key, Request(f"r{key}", np.array([1, 2], np.int32), 5, guide=guide))
 
 
+def fail(*arguments: Any) -> Any:
+    raise RuntimeError("a bug")
+
+
 async def started() -> tuple[Engine, SilentLink, Any, list[msg.Event], "asyncio.Task[Any]"]:
     """An engine with an open session."""
     inbox: Any = asyncio.Queue()
@@ -130,16 +134,25 @@ def test_a_request_under_way_ends_with_the_engine():
     asyncio.run(test())
 
 
+def test_a_failure_in_the_watch_over_steps_ends_an_engine_that_nobody_speaks_to(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("scheduler_svc.engine.TICK_SECONDS", 0.01)
+
+    async def test() -> None:
+        engine, _, _, _, task = await started()
+        monkeypatch.setattr(engine._failures, "tick", fail)
+        assert (await asyncio.wait_for(task, 10)).is_failure
+
+    asyncio.run(test())
+
+
 def test_a_core_that_fails_twice_does_not_keep_the_engine_from_ending(monkeypatch: pytest.MonkeyPatch):
     async def test() -> None:
         engine, _, inbox, _, task = await started()
         inbox.put_nowait(submit(7))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-
-        def fail(*arguments: Any) -> Any:
-            raise RuntimeError("a bug")
-
         core = engine._core
         assert core is not None
         monkeypatch.setattr(core, "abort", fail)

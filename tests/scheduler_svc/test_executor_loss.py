@@ -7,7 +7,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from scheduler_harness import LIMITS, MODEL, Executor, Service, generate_request, refused, run
+from scheduler_harness import (
+    LIMITS,
+    MODEL,
+    Answer,
+    Executor,
+    Service,
+    generate_request,
+    refused,
+    retry_seconds,
+    run,
+)
 
 from executor_svc.plan import ErrorCode, StepFailure
 from executor_svc.runner import RunnerLimits
@@ -38,6 +48,14 @@ def start_executor(folder: Path, hooks: RunnerHooks | None = None, limits: Runne
     executor.hooks = hooks or RunnerHooks()
     executor.start()
     return executor
+
+
+async def running(service: Service, **fields: int) -> "asyncio.Task[Answer]":
+    """A generation of 200 tokens that the executor has begun."""
+    await service.serving()
+    call = asyncio.ensure_future(service.generate([1], max_tokens=200, **fields))
+    await service.until(lambda load: load.num_running_requests == 1)
+    return call
 
 
 def test_streams_go_on_where_they_were_when_the_executor_comes_back(tmp_path: Path):
@@ -100,9 +118,7 @@ def test_after_a_grace_no_more_requests_are_accepted_and_those_that_were_go_on_w
     async def test() -> None:
         executor = start_executor(tmp_path)
         async with Service(tmp_path, executor=executor, executor_loss_grace=0.3) as service:
-            await service.serving()
-            call = asyncio.ensure_future(service.generate([1], seed=3, max_tokens=200))
-            await service.until(lambda load: load.num_running_requests == 1)
+            call = await running(service, seed=3)
             await executor.stop()
             waiting = asyncio.ensure_future(service.generate([2], seed=4, max_tokens=5))
             async with asyncio.timeout(10):
@@ -111,6 +127,7 @@ def test_after_a_grace_no_more_requests_are_accepted_and_those_that_were_go_on_w
             with refused(UNAVAILABLE) as failure:
                 await service.generate([1])
             assert failure.value.details() == "there is no executor"
+            assert 0 < retry_seconds(failure.value) <= 30
             executor.start()
             assert (await call).token_ids[0] == expected([1], 3, 200)
             assert (await waiting).token_ids[0] == expected([2], 4, 5)
@@ -123,9 +140,7 @@ def test_deadlines_and_the_queues_limit_hold_while_the_executor_is_away(tmp_path
     async def test() -> None:
         executor = start_executor(tmp_path)
         async with Service(tmp_path, executor=executor, max_queue_size=2) as service:
-            await service.serving()
-            running = asyncio.ensure_future(service.generate([1], seed=3, max_tokens=200))
-            await service.until(lambda load: load.num_running_requests == 1)
+            call = await running(service, seed=3)
             await executor.stop()
             await service.until(lambda load: not load.executor_healthy)
             waiting = asyncio.ensure_future(service.generate([2], seed=4, max_tokens=5))
@@ -137,7 +152,7 @@ def test_deadlines_and_the_queues_limit_hold_while_the_executor_is_away(tmp_path
                 await hurried.read()
             await service.until(lambda load: load.num_waiting_requests == 1)
             executor.start()
-            assert (await running).token_ids[0] == expected([1], 3, 200)
+            assert (await call).token_ids[0] == expected([1], 3, 200)
             assert (await waiting).token_ids[0] == expected([2], 4, 5)
             await service.until_idle()
 
@@ -148,9 +163,7 @@ def test_an_executor_away_for_too_long_ends_what_waits_for_it_and_comes_back_to_
     async def test() -> None:
         executor = start_executor(tmp_path)
         async with Service(tmp_path, executor=executor, executor_loss_timeout=0.3) as service:
-            await service.serving()
-            call = asyncio.ensure_future(service.generate([1], max_tokens=200))
-            await service.until(lambda load: load.num_running_requests == 1)
+            call = await running(service)
             await executor.stop()
             with refused(UNAVAILABLE):
                 await call
@@ -257,9 +270,7 @@ def test_a_scheduler_that_is_fenced_stops_for_good(tmp_path: Path):
     async def test() -> None:
         executor = start_executor(tmp_path)
         async with Service(tmp_path, executor=executor) as first:
-            await first.serving()
-            call = asyncio.ensure_future(first.generate([1], max_tokens=200))
-            await first.until(lambda load: load.num_running_requests == 1)
+            call = await running(first)
             async with Service(tmp_path, executor=executor, owns_executor=False, take_over=True) as second:
                 await second.serving()
                 with refused(UNAVAILABLE):
@@ -298,9 +309,7 @@ def test_an_executor_with_another_model_is_told_at_once(what: str, tmp_path: Pat
     async def test() -> None:
         executor = start_executor(tmp_path)
         async with Service(tmp_path, executor=executor) as service:
-            await service.serving()
-            call = asyncio.ensure_future(service.generate([1], max_tokens=200))
-            await service.until(lambda load: load.num_running_requests == 1)
+            call = await running(service)
             await executor.stop()
             setattr(executor, what, "another")
             executor.start()

@@ -113,14 +113,15 @@ def test_an_executor_that_says_nothing_is_not_waited_for(tmp_path: Path):
 
 def test_time_in_which_the_scheduler_itself_was_held_up_does_not_count(tmp_path: Path):
     async def test() -> None:
-        executor = Executor(f"unix:{tmp_path}/executor", limits=LIMITS, step_ms=100.0)
+        executor = Executor(f"unix:{tmp_path}/executor", limits=LIMITS, step_ms=1000.0)
         executor.start()
         async with Service(tmp_path, executor=executor) as service:
             await service.serving()
-            call = asyncio.ensure_future(service.generate([1], seed=1, max_tokens=4))
+            call = asyncio.ensure_future(service.generate([1], seed=1, max_tokens=1))
             await service.until(lambda load: load.num_plans_in_flight > 0)
+            await asyncio.sleep(0.12)  # the step has been seen under way
             time.sleep(0.8)  # noqa: ASYNC251 (that is the point)
-            assert len((await call).token_ids[0]) == 4
+            assert len((await call).token_ids[0]) == 1
             assert (await service.load()).executor_epoch == 1
 
     run(test)

@@ -1,12 +1,14 @@
 """A planned change of executors drops and repeats nothing; one that cannot be made disturbs nobody."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
-from scheduler_harness import LIMITS, MODEL, Executor, Service, refused, run
+from scheduler_harness import LIMITS, MODEL, Answer, Executor, Service, refused, run
 
 from nanoserve.v1 import admin_pb2
 
@@ -17,6 +19,20 @@ def executor(folder: Path, name: str, num_blocks: int = 513) -> Executor:
     made = Executor(f"unix:{folder}/{name}", limits=replace(LIMITS, num_blocks=num_blocks), step_ms=1.0)
     made.start()
     return made
+
+
+@asynccontextmanager
+async def streaming(
+    folder: Path,
+) -> AsyncIterator[tuple[Service, Executor, Executor, "asyncio.Task[Answer]"]]:
+    """A service, its executor, another one, and a stream that is under way."""
+    first, second = executor(folder, "first"), executor(folder, "second")
+    async with Service(folder, executor=first) as service:
+        await service.serving()
+        call = asyncio.ensure_future(service.generate([0, 2, 3], seed=0, max_tokens=150))
+        await service.until(lambda load: load.num_output_tokens >= 20)
+        yield service, first, second, call
+    await second.stop()
 
 
 async def switch(service: Service, address: str) -> int:
@@ -114,11 +130,7 @@ def test_a_second_change_meanwhile_is_refused(tmp_path: Path):
 
 def test_an_executor_that_is_away_can_be_changed_for_another(tmp_path: Path):
     async def test() -> None:
-        first, second = executor(tmp_path, "first"), executor(tmp_path, "second")
-        async with Service(tmp_path, executor=first) as service:
-            await service.serving()
-            call = asyncio.ensure_future(service.generate([0, 2, 3], seed=0, max_tokens=150))
-            await service.until(lambda load: load.num_output_tokens >= 20)
+        async with streaming(tmp_path) as (service, first, second, call):
             await first.stop()
             await service.until(lambda load: not load.executor_healthy)
             await switch(service, second.address)
@@ -126,21 +138,15 @@ def test_an_executor_that_is_away_can_be_changed_for_another(tmp_path: Path):
             await second.stop()
             second.start()
             check(0, await service.generate([0, 2, 3], seed=0, max_tokens=150))
-        await second.stop()
 
     run(test)
 
 
 def test_a_successor_that_ends_as_it_is_handed_over_to_costs_a_pause(tmp_path: Path):
     async def test() -> None:
-        first, second = executor(tmp_path, "first"), executor(tmp_path, "second")
-        async with Service(tmp_path, executor=first) as service:
-            await service.serving()
-            call = asyncio.ensure_future(service.generate([0, 2, 3], seed=0, max_tokens=150))
-            await service.until(lambda load: load.num_output_tokens >= 20)
+        async with streaming(tmp_path) as (service, _, second, call):
             await asyncio.gather(switch(service, second.address), second.stop(), return_exceptions=True)
             second.start()
             check(0, await call)
-        await second.stop()
 
     run(test)

@@ -49,6 +49,13 @@ def requests(draw: Any) -> Request:
         end_token_ids=tuple(draw(st.lists(COUNTS, max_size=4))),
         priority=draw(INT32),
         cache_salt=draw(st.binary(max_size=8)),
+        resumed=tuple(
+            draw(
+                st.lists(
+                    st.none() | st.integers(0, 5).flatmap(lambda n: arrays(np.int32, COUNTS, n)), max_size=3
+                )
+            )
+        ),
         guide=draw(st.none() | st.builds(Guide, st.sampled_from(["regex", "choice"]), st.text(max_size=9))),
     )
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from core_harness import Harness, make_request, make_session
 
-from scheduler_svc.core.request import Finish, RequestRefused, Sampling, sequence_seed
+from scheduler_svc.core.request import Finish, Int32Array, RequestRefused, Sampling, sequence_seed
 from scheduler_svc.core.scheduler import CoreConfig, Scheduler
 from scheduler_svc.core.step import ResultMismatch, StepResult
+
+TWO_TOKENS: Int32Array = np.array([1, 2], np.int32)
 
 
 def test_plans_go_ahead_of_results_up_to_the_depth():
@@ -267,6 +269,27 @@ def test_what_could_never_be_served_is_refused_by_name(prompt: list[int], max_to
     assert harness.core.stats().num_waiting == 0
 
 
+@pytest.mark.parametrize(
+    "resumed",
+    [
+        (TWO_TOKENS,),
+        (TWO_TOKENS, None, None),
+        (TWO_TOKENS, np.array([1, 2, 3], np.int32)),
+        (None, None),
+    ],
+    ids=["too few", "too many", "as long as it may be", "all over"],
+)
+def test_outputs_that_cannot_be_gone_on_with_are_refused(resumed: tuple[Int32Array | None, ...]):
+    harness = Harness()
+    with pytest.raises(RequestRefused) as refusal:
+        harness.add([1, 2], max_tokens=3, n=2, resumed=resumed)
+    assert refusal.value.field == "resume.outputs"
+    assert not harness.core.live
+    (going_on, over) = harness.core.add_request(make_request([1, 2], 3, n=2, resumed=(TWO_TOKENS, None)), 0.0)
+    assert going_on in harness.core.live
+    assert over not in harness.core.live
+
+
 def test_the_cache_limits_the_length_where_it_is_smaller_than_the_model():
     harness = Harness(num_blocks=4)
     assert harness.core.max_model_len == 13, "the last token needs no slot"
@@ -332,10 +355,10 @@ def test_blame_names_the_sequences_that_the_plan_was_made_for():
     plan = harness.plan()
     row = next(start.row for start in plan.starts if start.sequence_id == second)
     assert harness.core.blame(plan.step_id, [row]) == [second]
-    assert harness.core.blame(plan.step_id, []) == [first, second]
+    assert harness.core.unanswered(plan.step_id)[0] == {first, second}
     harness.abort(second)
     assert harness.core.blame(plan.step_id, [row]) == []
-    assert harness.core.blame(99, []) == []
+    assert harness.core.blame(99, [row]) == []
 
 
 def test_a_step_that_could_not_hold_one_token_of_every_row_is_refused_at_start():
