@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
@@ -141,7 +142,8 @@ class FollowerEnd:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # the receiving thread sees it too
-            while not threading.Event().wait(_BEAT_SECONDS):
+            while True:
+                time.sleep(_BEAT_SECONDS)
                 self._connection.sendall(b"\0")
 
 

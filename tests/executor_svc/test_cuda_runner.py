@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_harness import VOCAB_SIZE, Hand, gpu, make_runner, random_tokens, save_checkpoint
+from small_models import gpu
+from torch_harness import VOCAB_SIZE, Hand, make_runner, random_tokens, save_checkpoint
 
 from executor_svc.cuda_runner import CudaRunner, CudaStep, is_device_lost
 from executor_svc.plan import ErrorCode, RowSampling, Step, StepFailure, SubStepOutput

@@ -8,12 +8,13 @@ from typing import cast
 import pytest
 import torch
 from kernel_checks import Draws, new_seed
+from small_models import QWEN3
 
 from executor_svc.attention import AttentionContext, ReferenceAttention
 from executor_svc.attention.base import AttentionBackend
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
-from executor_svc.models.config import ModelConfig, RopeConfig
+from executor_svc.models.config import ModelConfig
 from executor_svc.models.qwen import Backend, QwenForCausalLM
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -27,24 +28,6 @@ pytestmark = pytest.mark.filterwarnings(
 SEED = new_seed()
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-6}
 NUM_PROGRAMS = 8
-QWEN3 = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=32,
-    hidden_size=64,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_model_len=4096,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    output_bias=False,
-    qk_norm=True,
-    dtype="float32",
-    rope=RopeConfig("default", 10000.0),
-)
 QWEN2 = replace(
     QWEN3, num_hidden_layers=1, num_attention_heads=7, num_key_value_heads=1, qk_norm=False, qkv_bias=True,
     output_bias=True,
