@@ -22,8 +22,8 @@ _SILENT = 2**32 - 3
 _BEAT_SECONDS = 0.5
 SILENCE_SECONDS = 3.0
 """How long a rank may say nothing."""
-ANNOUNCED_SECONDS = 120.0
-"""How long rank 0 may, having said so."""
+ANNOUNCED_SECONDS = 60.0
+"""How long rank 0 may, having said so: as long as its parent lets it (watchdog.py)."""
 
 
 class LeaderEnd:

@@ -301,8 +301,10 @@ def test_one_resident_launch_gives_the_logits_of_layers_one_by_one(tmp_path: Pat
     found = []
     for alone in (False, True):
         runner = cuda_runner(tmp_path, dtype="bfloat16", verify=False, no_resident_decode=alone)
-        assert (runner.model_runner.backend.decode_layers is None) == alone
+        layers = runner.model_runner.backend.decode_layers
+        assert (layers is None) == alone
         found.append(decode_logits(runner, prompts))
+        assert layers is None or len(layers._table), "the layers were launched one by one"
         runner.close()
     distances = (found[0] - found[1]).norm(dim=1) / found[1].norm(dim=1)
     assert (distances < 2.0**-5).all(), distances

@@ -19,6 +19,7 @@ from executor_svc.models.qwen import Backend, QwenForCausalLM
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
+from executor_svc.kernels.resident import stack
 from executor_svc.kernels.resident.stack import ResidentLayers
 
 # The interpreter computes with numpy, which warns of what the kernels mean: the logarithm of 0, and the like.
@@ -150,6 +151,32 @@ def test_only_steps_of_one_decode_row_are_taken(changes: dict[str, list[int]], d
     x = torch.zeros(context.num_decodes + len(context.prefill_rows), 64, dtype=torch.bfloat16, device=device)
     layers = ResidentLayers(decode.cache, NUM_PROGRAMS)
     assert layers.run(list(decode.model.layers), x, decode.model.rotary(decode.positions), context) is None
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_programs", "max_weight", "served"),
+    [
+        (64, 2, stack._MAX_WEIGHT, True),
+        pytest.param(64, 1, stack._MAX_WEIGHT, False, id="a KV head without a program"),
+        pytest.param(72, 2, stack._MAX_WEIGHT, False, id="no whole number of tiles"),
+        pytest.param(64, 2, 1, False, id="weights too large to gain"),
+    ],
+)
+def test_layers_that_the_kernel_is_not_for_are_left_to_launches_one_by_one(
+    hidden_size: int,
+    num_programs: int,
+    max_weight: int,
+    served: bool,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stack, "_MAX_WEIGHT", max_weight)
+    model = replace(QWEN3, num_hidden_layers=1, hidden_size=hidden_size)
+    decode = Decode(SEED, model, 5, torch.bfloat16, device, 16)
+    x = decode.model.embed_tokens(decode.token_ids)
+    layers, rotation = list(decode.model.layers), decode.model.rotary(decode.positions)
+    output = ResidentLayers(decode.cache, num_programs).run(layers, x, rotation, decode.context)
+    assert (output is not None) == served
 
 
 @pytest.mark.gpu
