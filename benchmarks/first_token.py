@@ -23,7 +23,7 @@ from benchmarks.report import print_json, print_table
 from benchmarks.server import Server, add_server_arguments, serving
 from benchmarks.shapes import shape_of
 from benchmarks.steps import steps_between
-from benchmarks.workloads import MAX_TOKEN_ID, EqualWorkload, equal_prompts
+from benchmarks.workloads import EqualWorkload, equal_prompts, largest_token_id
 from nanoserve_client import Client, GenerateOptions
 
 _PARTS = ("api", "queue", "boundary", "device")
@@ -82,7 +82,7 @@ def main() -> int:
         "--reps", type=int, default=9, metavar="N", help="prompts that count (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    largest = min(MAX_TOKEN_ID, shape_of(arguments.model_shape).vocab_size - 1)
+    largest = largest_token_id(shape_of(arguments.model_shape).vocab_size)
     workload = EqualWorkload(arguments.prompt_tokens, 1, largest)
     executor_flags = measure.executor_flags("W4", arguments.model_shape)
     with serving(arguments, executor_flags, measure.scheduler_flags("W4")) as server:

@@ -68,7 +68,7 @@ def _num_requests(concurrency: int) -> int:
 
 
 def _max_token_id(arguments: argparse.Namespace) -> int:
-    return min(workloads.MAX_TOKEN_ID, shape_of(arguments.model_shape).vocab_size - 1)
+    return workloads.largest_token_id(shape_of(arguments.model_shape).vocab_size)
 
 
 def _throughput_workload(name: str, arguments: argparse.Namespace) -> ThroughputWorkload:

@@ -5,23 +5,21 @@ random keys and values. Prints a table, then one JSON line, last.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import torch
 
-from benchmarks.report import environment, print_table
+from benchmarks.report import print_json, print_table
 from benchmarks.shapes import SHAPES, write_model
 from executor_svc.attention import AttentionContext
 from executor_svc.backends import make_backend
 from executor_svc.kv_cache import KVCache
 from executor_svc.models.config import read_model_config
-from executor_svc.models.qwen import QwenDecoderLayer, QwenForCausalLM
+from executor_svc.models.qwen import QwenForCausalLM
 from executor_svc.weights import dummy_weights
 
 BLOCK_SIZE, MAX_CONTEXT = 16, 8192 + 16
@@ -44,9 +42,7 @@ class Step:
             tensor.normal_()
         self.table = torch.randperm(width, dtype=torch.int32, device=self.device)[None] + 1
         self.chain = make_backend("triton", cache, resident_decode=False)
-        resident = make_backend("triton", cache).decode_layers
-        assert resident is not None
-        self.resident = resident
+        self.resident = make_backend("triton", cache)
 
     def set_context(self, context: int) -> None:
         """The row's own token is the last of so many."""
@@ -65,17 +61,15 @@ class Step:
 
     def in_one_launch(self) -> torch.Tensor:
         """The layers' output, [1, hidden_size]; from the same input each time."""
-        layers = cast(Sequence[QwenDecoderLayer], self.model.layers)
-        output = self.resident.run(layers, self.x, self.rotation, self.context)
-        assert output is not None
+        output, residual = self.model.run_layers(self.x, self.rotation, self.resident, self.context)
+        assert residual is None, "the layers were launched one by one"
         return output
 
     def one_by_one(self) -> torch.Tensor:
         """The same."""
-        x, residual = self.model.layers[0](self.x, None, self.rotation, self.chain, self.context)
-        for layer in self.model.layers[1:]:
-            x, residual = layer(x, residual, self.rotation, self.chain, self.context)
-        return cast(torch.Tensor, x + residual)
+        x, residual = self.model.run_layers(self.x, self.rotation, self.chain, self.context)
+        assert residual is not None
+        return x + residual
 
 
 def microseconds(compute: Callable[[], torch.Tensor], replays: int = 20) -> tuple[float, torch.Tensor]:
@@ -124,7 +118,7 @@ def main() -> int:
         step = Step(arguments.model_shape)
         rows = [measure(step, context) for context in arguments.contexts]
     print_table(rows, list(rows[0]))
-    print(json.dumps({"resident": rows} | environment()))
+    print_json(rows)
     return 0
 
 

@@ -15,7 +15,7 @@ from benchmarks.server import BenchmarkError, Server, add_server_arguments, serv
 from benchmarks.shapes import SHAPES, Shape, shape_of
 from benchmarks.steps import Steps, steps_between
 from benchmarks.watch import Reading, watched
-from benchmarks.workloads import MAX_TOKEN_ID, EqualWorkload, equal_prompts
+from benchmarks.workloads import EqualWorkload, equal_prompts, largest_token_id
 
 _STEADY = 0.98  # share of the batch that decodes in each step of a steady interval
 _COLUMNS = (
@@ -82,7 +82,7 @@ def measure(
 ) -> dict[str, Any]:
     """One batch: a short warm-up, then all its requests, while the load is read again and again."""
     shape = shape_of(arguments.model_shape)
-    largest = min(MAX_TOKEN_ID, shape.vocab_size - 1)
+    largest = largest_token_id(shape.vocab_size)
     warm_up = EqualWorkload(arguments.context, 16, largest)
     clients.run(equal_prompts(warm_up, batch, batch))
     workload = EqualWorkload(arguments.context, arguments.output_tokens, largest)

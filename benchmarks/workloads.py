@@ -79,6 +79,11 @@ W6 = LognormalWorkload(
 """With at most 64 rows."""
 
 
+def largest_token_id(vocab_size: int) -> int:
+    """The largest id in prompts for a model with so many, whatever the workload."""
+    return min(MAX_TOKEN_ID, vocab_size - 1)
+
+
 def throughput_prompts(workload: ThroughputWorkload, run: int = 0) -> list[Prompt]:
     """Run 0 has the ids and lengths of `random.Random(0)`; later runs the same lengths with ids of their own."""
     source = random.Random(0)

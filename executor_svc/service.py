@@ -41,7 +41,7 @@ from nanoserve.tls import ServerTls
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Each open stream and each call holds a thread. There is one session at a time, and a few that wait to open; the
-# threads that these may not take are left to Describe and health.
+# threads that these may not take are left to Describe.
 _NUM_THREADS = 32
 _NUM_HEALTH_THREADS = 16
 _MAX_STREAMS = 16

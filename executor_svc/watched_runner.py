@@ -45,20 +45,23 @@ class WatchedRunner:
         try:
             return WatchedStep(self, self._runner.launch(step), plan.num_decode_steps)
         except BaseException:
-            self.finish()
+            self.finish(newest=True)
             raise
 
     def close(self) -> None:
         """Frees the device."""
         self._runner.close()
 
-    def finish(self) -> None:
-        """The oldest step under way is over."""
+    def finish(self, newest: bool = False) -> None:
+        """The oldest step under way is over; or the newest, which came to nothing and tells of no step's time."""
         now = time.monotonic()
         with self._lock:
-            num_tokens, launched = self._under_way.popleft()
-            self._step_limits.observe(num_tokens, now - max(launched, self._last_end))
-            self._last_end = now
+            if newest:
+                self._under_way.pop()
+            else:
+                num_tokens, launched = self._under_way.popleft()
+                self._step_limits.observe(num_tokens, now - max(launched, self._last_end))
+                self._last_end = now
             self._num_finished += 1
             self._page.finish(self._num_finished, self._limit())
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from benchmarks.shapes import shape_of
-from benchmarks.workloads import MAX_TOKEN_ID, W3, W6, EqualWorkload, LognormalWorkload
+from benchmarks.workloads import W3, W6, EqualWorkload, LognormalWorkload, largest_token_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ _SIZES = {
 def sizes_of(name: str, model_shape: str) -> Sizes:
     """The sizes of that name (a model shape, or "quick"), with prompts of ids that the model has."""
     sizes = _SIZES[name]
-    largest = min(MAX_TOKEN_ID, shape_of(model_shape).vocab_size - 1)
+    largest = largest_token_id(shape_of(model_shape).vocab_size)
     workloads: dict[str, Any] = {
         entry.name: replace(value, max_token_id=largest)
         for entry in fields(Sizes)

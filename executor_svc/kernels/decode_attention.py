@@ -13,9 +13,8 @@ import triton.language as tl
 
 from executor_svc.kernels.arrivals import arrivals
 from executor_svc.kernels.overlap import await_inputs, launch_options
-from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
+from executor_svc.kernels.paged_tiles import MIN_DOT, attend_tiles, load_heads
 
-_MIN_DOT = 16  # the smallest side of a tl.dot
 _SPLIT_TILE = 64  # positions below which a share is not worth a program
 _FEWEST_SPLITS = 3  # what two shares win, putting them together costs
 _FEW_PROGRAMS, _SOME_PROGRAMS = (
@@ -93,7 +92,7 @@ def decode_attention(
     if not num_tokens:
         return out
     partials, weights, counters = _scratch(query, num_kv_heads, num_splits)
-    dim = max(_MIN_DOT, triton.next_power_of_2(head_dim))
+    dim = max(MIN_DOT, triton.next_power_of_2(head_dim))
     heads = triton.next_power_of_2(group)
     _decode_kernel[(num_kv_heads, num_splits, num_tokens)](
         out,
@@ -113,7 +112,7 @@ def decode_attention(
         GROUP=group,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        M=max(_MIN_DOT, heads),
+        M=max(MIN_DOT, heads),
         DIM=dim,
         TILE=config.tile,
         HEADS=heads,

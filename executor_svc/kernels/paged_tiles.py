@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+MIN_DOT = 16
+"""The smallest side of a tl.dot."""
+
 
 @triton.jit
 def attend_tiles(

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 
 from executor_svc.kernels.arrivals import arrivals
-from executor_svc.kernels.paged_tiles import attend_tiles, load_heads
+from executor_svc.kernels.paged_tiles import MIN_DOT, attend_tiles, load_heads
 
-_MIN_DOT = 16  # the smallest side of a tl.dot
 _STARTS = 128  # segments looked at together when a program searches for its own
 _MAX_SPLITS = 16
 _MIN_SHARE = tl.constexpr(512)  # positions below which a share is not worth a program
@@ -124,8 +123,8 @@ def prefill_attention(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         POSITIONS=positions,
-        M=max(_MIN_DOT, triton.next_power_of_2(positions * group)),
-        DIM=max(_MIN_DOT, triton.next_power_of_2(head_dim)),
+        M=max(MIN_DOT, triton.next_power_of_2(positions * group)),
+        DIM=max(MIN_DOT, triton.next_power_of_2(head_dim)),
         TILE=config.tile,
         STARTS=_STARTS,
         SPLIT=num_splits > 1,

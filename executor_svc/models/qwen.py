@@ -202,14 +202,14 @@ class QwenForCausalLM(nn.Module):
     ) -> torch.Tensor:
         """int32 [num_tokens] ids and positions to hidden states [num_tokens, hidden_size]."""
         x = self.embed_tokens(token_ids)
-        x, residual = self._run_layers(x, self.rotary(positions), backend, context)
+        x, residual = self.run_layers(x, self.rotary(positions), backend, context)
         hidden, _ = backend.ops.add_rms_norm(x, residual, self.norm)
         return hidden
 
-    def _run_layers(
+    def run_layers(
         self, x: torch.Tensor, rotation: Rotation, backend: Backend, context: AttentionContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The layers' output, or two tensors whose sum it is."""
+        """The layers' output, [num_tokens, hidden_size], or two tensors whose sum it is."""
         layers = cast(Sequence[QwenDecoderLayer], self.layers)
         if backend.decode_layers is not None:
             output = backend.decode_layers.run(layers, x, rotation, context)

@@ -12,11 +12,13 @@ from typing import Any, NoReturn
 import structlog
 
 _ending = threading.Lock()
+# For whoever logs first to have ended the process.
+_LOGGING_SECONDS = 1.0
 
 
 def end_process(event: str, **fields: Any) -> NoReturn:
     """Logs why, once, and ends this process with status 1. Others see their sockets to it close, and end too."""
-    if _ending.acquire(blocking=False):
+    if _ending.acquire(timeout=_LOGGING_SECONDS):
         structlog.get_logger(__name__).error(event, **fields)
         sys.stdout.flush()
         sys.stderr.flush()

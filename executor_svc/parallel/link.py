@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
@@ -21,8 +22,8 @@ _SILENT = 2**32 - 3
 _BEAT_SECONDS = 0.5
 SILENCE_SECONDS = 3.0
 """How long a rank may say nothing."""
-ANNOUNCED_SECONDS = 120.0
-"""How long rank 0 may, having said so."""
+ANNOUNCED_SECONDS = 60.0
+"""How long rank 0 may, having said so: as long as its parent lets it (watchdog.py)."""
 
 
 class LeaderEnd:
@@ -141,7 +142,8 @@ class FollowerEnd:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # the receiving thread sees it too
-            while not threading.Event().wait(_BEAT_SECONDS):
+            while True:
+                time.sleep(_BEAT_SECONDS)
                 self._connection.sendall(b"\0")
 
 

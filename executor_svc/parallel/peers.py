@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 import torch
 import torch.distributed as dist
-import torch.distributed._symmetric_memory as symm_mem
 
 from executor_svc.parallel.place import Place
 
@@ -33,7 +32,7 @@ TWO_SHOT_SIZES = (2, 4, 8)
 """How many ranks two-shot is made for."""
 # The largest messages of one-shot by number of ranks: from where experiments/allreduce_model.py has two-shot overtake
 # it; of two ranks, and of two-shot, from where NCCL's many channels are assumed to. None of it was measured.
-_ONE_SHOT_BYTES = {2: 2**20, 4: 2**20, 8: 2**18}
+_ONE_SHOT_BYTES = {2: 2**20, 4: 2**20}
 _MANY_ONE_SHOT_BYTES = 2**18
 _TWO_SHOT_BYTES = 2**22
 
@@ -42,17 +41,23 @@ def choose_way(mode: str, size: int, num_bytes: int) -> Way:
     """How `size` ranks sum so many bytes, by `--all-reduce`."""
     if mode != AUTO:
         return Way(mode)
-    if num_bytes <= _ONE_SHOT_BYTES.get(size, _MANY_ONE_SHOT_BYTES):
+    one_shot, two_shot = _limits(size)
+    if num_bytes <= one_shot:
         return Way.ONE_SHOT
-    return Way.TWO_SHOT if size in TWO_SHOT_SIZES[1:] and num_bytes <= _TWO_SHOT_BYTES else Way.GROUP
+    return Way.TWO_SHOT if num_bytes <= two_shot else Way.GROUP
 
 
 def largest_message(mode: str, size: int, num_bytes: int) -> int:
     """The most bytes that ranks sum otherwise than by the group, where the largest message has `num_bytes`."""
     if mode != AUTO:
         return 0 if mode == NCCL else num_bytes
-    two_shot = _TWO_SHOT_BYTES if size in TWO_SHOT_SIZES[1:] else 0
-    return min(num_bytes, max(two_shot, _ONE_SHOT_BYTES.get(size, _MANY_ONE_SHOT_BYTES)))
+    return min(num_bytes, max(_limits(size)))
+
+
+def _limits(size: int) -> tuple[int, int]:
+    """The most bytes that `size` ranks sum one-shot, and two-shot: 0 where they never do."""
+    one_shot = _ONE_SHOT_BYTES.get(size, _MANY_ONE_SHOT_BYTES)
+    return one_shot, _TWO_SHOT_BYTES if size in TWO_SHOT_SIZES[1:] else 0
 
 
 def check_mode(mode: str, place: Place, device: torch.device) -> None:
@@ -87,7 +92,9 @@ class PeerMemory:
 
     def __init__(self, mode: str, place: Place, device: torch.device, num_bytes: int) -> None:
         """For messages of at most `num_bytes`; all ranks make it at the same time."""
-        # Only here: the CPU path must work without Triton.
+        # Only here: the CPU path must work without Triton, and none but this waits for torch's own to be imported.
+        import torch.distributed._symmetric_memory as symm_mem
+
         from executor_svc.kernels import peer_memory
 
         self._kernels, self._mode, self._size = peer_memory, mode, place.size

@@ -1,4 +1,4 @@
-"""What ranks do together. Alone, nothing: no collective, no copy."""
+"""What ranks do together. Alone, nothing: no collective, no copy; but `gather` needs a process group even then."""
 
 import torch
 import torch.distributed as dist

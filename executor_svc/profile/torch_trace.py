@@ -4,7 +4,7 @@ import gzip
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch._C._profiler import _ExperimentalConfig
@@ -20,9 +20,7 @@ _NUM_MARKS = 8
 class TorchTrace:
     """One trace after the other; start and stop are for one thread, while no other runs an operator."""
 
-    def __init__(
-        self, folder: Path, silence: Callable[[], AbstractContextManager[None]] = nullcontext
-    ) -> None:
+    def __init__(self, folder: Path, silence: Callable[[], AbstractContextManager[None]]) -> None:
         """Torch holds the interpreter, for seconds at times, within `silence`."""
         self._folder, self._silence = folder, silence
         self._profile: profile | None = None

@@ -9,38 +9,21 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch_harness import gpu
+from small_models import QWEN3, gpu
 
 from executor_svc.attention import AttentionContext, ReferenceAttention
 from executor_svc.attention import reference as reference_module
 from executor_svc.attention.reference import padded_num_blocks
 from executor_svc.backends import make_backend
 from executor_svc.kv_cache import KVCache, cpu_num_blocks
-from executor_svc.models.config import ModelConfig, RopeConfig
+from executor_svc.models.config import ModelConfig
 
 NUM_BLOCKS = 320  # enough for the longest examples at one token a block
 
 
 def model_config(num_heads: int, num_kv_heads: int, head_dim: int) -> ModelConfig:
     """Of its fields only the heads, their size and the number of layers matter here."""
-    return ModelConfig(
-        architecture="Qwen3ForCausalLM",
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_model_len=256,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=False,
-        output_bias=False,
-        qk_norm=False,
-        dtype="float32",
-        rope=RopeConfig("default", 10000.0),
-    )
+    return replace(QWEN3, num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, head_dim=head_dim)
 
 
 class Scene:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_harness import gpu
+from small_models import gpu
 
 from executor_svc.batch import BatchState
 from executor_svc.plan import RowSampling, StartRow, StepPlan

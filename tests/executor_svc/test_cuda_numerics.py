@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_harness import Hand, gpu, make_runner, random_tokens, save_checkpoint
+from small_models import gpu
+from torch_harness import Hand, make_runner, random_tokens, save_checkpoint
 
 from executor_svc.cuda_runner import CudaRunner
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch

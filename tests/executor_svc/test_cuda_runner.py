@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_harness import VOCAB_SIZE, Hand, gpu, make_runner, random_tokens, save_checkpoint
+from small_models import gpu
+from torch_harness import VOCAB_SIZE, Hand, make_runner, random_tokens, save_checkpoint
 
 from executor_svc.cuda_runner import CudaRunner, CudaStep, is_device_lost
 from executor_svc.plan import ErrorCode, RowSampling, Step, StepFailure, SubStepOutput
@@ -300,8 +301,10 @@ def test_one_resident_launch_gives_the_logits_of_layers_one_by_one(tmp_path: Pat
     found = []
     for alone in (False, True):
         runner = cuda_runner(tmp_path, dtype="bfloat16", verify=False, no_resident_decode=alone)
-        assert (runner.model_runner.backend.decode_layers is None) == alone
+        layers = runner.model_runner.backend.decode_layers
+        assert (layers is None) == alone
         found.append(decode_logits(runner, prompts))
+        assert layers is None or len(layers._table), "the layers were launched one by one"
         runner.close()
     distances = (found[0] - found[1]).norm(dim=1) / found[1].norm(dim=1)
     assert (distances < 2.0**-5).all(), distances

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_harness import gpu
+from small_models import gpu
 
 from executor_svc.noise import gumbel, gumbel_noise, philox_4x32, random_words, seed_as_int64
 

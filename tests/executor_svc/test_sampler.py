@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_harness import gpu
+from small_models import QWEN3, gpu
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -22,7 +22,6 @@ from executor_svc import row_slices, sampler
 from executor_svc.batch import BatchState
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
-from executor_svc.models.config import ModelConfig, RopeConfig
 from executor_svc.noise import gumbel_noise
 from executor_svc.plan import RowSampling, RowStatus, StartRow, StepPlan
 from executor_svc.plan_checks import MAX_PENALTY
@@ -50,24 +49,6 @@ LIMITS = RunnerLimits(
     vocab_size=VOCAB,
 )
 INF = math.inf
-SMALLEST = ModelConfig(
-    "Qwen3ForCausalLM",
-    VOCAB,
-    8,
-    8,
-    1,
-    1,
-    1,
-    2,
-    64,
-    1e-6,
-    True,
-    False,
-    False,
-    False,
-    "float32",
-    RopeConfig("default", 1e4),
-)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -442,7 +423,7 @@ def test_rows_that_need_nothing_special_sample_the_same_the_fast_way(special: li
     plain = [RowSampling(), RowSampling(temperature=0.7), RowSampling(temperature=1.4)]
     samplings = {row: MIXED[row] if row in special else plain[row % 3] for row in range(8)}
     state = make_state(samplings)
-    cache = KVCache(SMALLEST, 2, 4, torch.float32, torch.device("cpu"))
+    cache = KVCache(QWEN3, 2, 4, torch.float32, torch.device("cpu"))
     for seed in range(10):
         logits = random_logits(8, seed)
         logits[seed % 8, 5] = (math.nan, INF, 0.0)[seed % 3]
@@ -465,7 +446,7 @@ def test_what_another_rank_says_holds_where_a_row_is_special(special: list[int])
             return x.copy_(self.told)
 
     state = make_state({row: MIXED[row] if row in special else RowSampling() for row in range(8)})
-    ops = Obedient(KVCache(SMALLEST, 2, 4, torch.float32, torch.device("cpu")))
+    ops = Obedient(KVCache(QWEN3, 2, 4, torch.float32, torch.device("cpu")))
     logits, rows = random_logits(8), sampling_rows(state, list(range(8)))
     own = choose(logits, rows, ReferenceOps(ops.kv_cache)).results
     ops.told = own + 1

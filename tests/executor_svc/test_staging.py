@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch_harness import gpu
+from small_models import gpu
 
 from executor_svc.staging import StagingRing, upload
 

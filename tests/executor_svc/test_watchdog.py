@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from executor_plans import TINY, make_plan
 from session_client import Stream, first_plan
 
-from executor_svc.plan import ErrorCode, StepFailure
+from executor_svc.plan import ErrorCode, Step, StepFailure
 from executor_svc.progress import Page, Reading, make_file
 from executor_svc.row_table import RowTable
 from executor_svc.virtual import InstantClock, RunnerHooks, VirtualRunner
@@ -113,6 +113,28 @@ def test_a_watched_runner_tells_of_what_is_under_way_however_it_ends(failing_sub
         assert page.read()[1:3] == (2, 1)
         second.wait(sub_step)
     # The limit may be read beside counts of a moment before: without a step under way there is none.
+    assert page.read()[1:] == (2, 2, math.inf)
+
+
+def test_a_step_that_cannot_be_launched_leaves_those_under_way_their_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(step: Step) -> NoReturn:
+        raise StepFailure(ErrorCode.INTERNAL, "as the test wants it")
+
+    page, table = Page(make_file()), RowTable(TINY)
+    inner = VirtualRunner(TINY, clock=InstantClock())
+    runner = WatchedRunner(inner, page)
+    runner._step_limits.observe(9, 100.0)
+    runner._step_limits.observe(1, 1.0)
+    first = runner.launch(table.apply(first_plan()))
+    limit = page.read().limit_seconds
+    monkeypatch.setattr(inner, "launch", refuse)
+    with pytest.raises(StepFailure):
+        runner.launch(table.apply(make_plan(2, decode_rows=np.array([0], np.int32))))
+    assert page.read()[1:] == (2, 1, limit)
+    assert runner._step_limits.limit(1) == 20.0, "it tells of no step's time"
+    first.wait(0)
     assert page.read()[1:] == (2, 2, math.inf)
 
 

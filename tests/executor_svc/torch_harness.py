@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from executor_svc.build import build_torch_runner
@@ -219,12 +218,6 @@ class Hand:
         blocks = [self.free.pop() for _ in range(missing)]
         state.table.extend(blocks)
         return blocks
-
-
-def gpu(test: Any) -> Any:
-    """Marks a test that needs a CUDA device, and skips it where there is none."""
-    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-    return pytest.mark.gpu(skip(test))
 
 
 def random_tokens(rng: np.random.Generator, count: int) -> list[int]:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from executor_svc.kernels.paged_tiles import MIN_DOT
+
 NUM_WARPS = 8
 UNIT = tl.constexpr(8)
 """Columns of a weight that a program takes together."""
@@ -11,7 +13,6 @@ WIDTH = tl.constexpr(128)
 """A tile is of UNIT columns and SLICES * WIDTH inputs, so that a thread holds weights of one column."""
 TILE = tl.constexpr(64)
 """Positions of a context at a time; also below which a share of it is not worth a program."""
-_MIN_DOT = 16  # the smallest side of a tl.dot
 _MAX_SHARE_ELEMENTS = 8192  # of shares that are joined at a time
 _MAX_TILES = 6  # each 16 registers a thread
 
@@ -50,7 +51,7 @@ def units_at_once(units: int, chunks: int, gated: bool) -> int:
 @triton.constexpr_function
 def dot_side(number: int) -> int:
     """The least that holds so many, of the sides that tl.dot takes."""
-    return max(_MIN_DOT, 1 << (number - 1).bit_length())
+    return max(MIN_DOT, 1 << (number - 1).bit_length())
 
 
 @triton.constexpr_function

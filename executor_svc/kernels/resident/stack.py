@@ -70,23 +70,16 @@ class ResidentLayers:
         context: AttentionContext,
     ) -> None:
         """Overwrites `hidden`; `layer` is the first."""
-        attention, device = layer.self_attn, hidden.device
-        _, block_size, num_kv_heads, head_dim = self._kv_cache.keys[0].shape
-        num_heads, intermediate = attention.num_heads, layer.mlp.down_proj.weight.shape[1]
-        max_context = context.block_tables.shape[1] * block_size
-        num_splits = max(1, min(-(-max_context // TILE.value), self._num_programs // num_kv_heads))
-        norms = (attention.q_norm, attention.k_norm)
+        num_kv_heads, head_dim = self._kv_cache.keys[0].shape[2:]
+        constants = self._constants(layer, hidden, context)
+        scratch = _scratch(layer, hidden, head_dim, constants["SPLITS"])
 
         def launch(first_layer: int, end_layer: int, phase: int | None) -> None:
             resident_kernel[(self._num_programs,)](
                 hidden,
-                qkv,
-                attended,
-                gated,
-                partials,
-                weights,
-                arrivals("resident_shares", device, num_kv_heads),
-                arrivals("resident", device, 1),
+                *scratch,
+                arrivals("resident_shares", hidden.device, num_kv_heads),
+                arrivals("resident", hidden.device, 1),
                 self._table,
                 *rotation,
                 context.slot_mapping,
@@ -98,27 +91,13 @@ class ResidentLayers:
                 end_layer,
                 layer.input_layernorm.eps,
                 head_dim**-0.5 * math.log2(math.e),
-                HIDDEN=hidden.shape[1],
-                INTERMEDIATE=intermediate,
-                NUM_KV_HEADS=num_kv_heads,
-                GROUP=num_heads // num_kv_heads,
-                HEAD_DIM=head_dim,
-                BLOCK_SIZE=block_size,
-                QKV_BIAS=attention.qkv_proj.bias is not None,
-                OUTPUT_BIAS=attention.o_proj.bias is not None,
-                QK_NORM=None not in norms,
-                PROGRAMS=self._num_programs,
-                SPLITS=num_splits,
+                **constants,
                 PHASE=phase,
                 num_warps=NUM_WARPS,
                 num_stages=_NUM_STAGES,
                 launch_cooperative_grid=hidden.is_cuda,
             )
 
-        qkv = hidden.new_empty((num_heads + 2 * num_kv_heads) * head_dim)
-        attended, gated = hidden.new_empty(num_heads * head_dim), hidden.new_empty(intermediate)
-        partials = torch.empty(num_heads * num_splits * head_dim, dtype=torch.float32, device=device)
-        weights = torch.empty(num_heads * num_splits, dtype=torch.float32, device=device)
         if hidden.is_cuda:
             launch(0, num_layers, None)
             return
@@ -126,6 +105,42 @@ class ResidentLayers:
         for index in range(num_layers):
             for phase in range(NUM_PHASES):
                 launch(index, index + 1, phase)
+
+    def _constants(
+        self, layer: QwenDecoderLayer, hidden: torch.Tensor, context: AttentionContext
+    ) -> dict[str, int]:
+        """What the kernel is compiled for, but for its phase."""
+        attention = layer.self_attn
+        _, block_size, num_kv_heads, head_dim = self._kv_cache.keys[0].shape
+        max_context = context.block_tables.shape[1] * block_size
+        return {
+            "HIDDEN": hidden.shape[1],
+            "INTERMEDIATE": layer.mlp.down_proj.weight.shape[1],
+            "NUM_KV_HEADS": num_kv_heads,
+            "GROUP": attention.num_heads // num_kv_heads,
+            "HEAD_DIM": head_dim,
+            "BLOCK_SIZE": block_size,
+            "QKV_BIAS": attention.qkv_proj.bias is not None,
+            "OUTPUT_BIAS": attention.o_proj.bias is not None,
+            "QK_NORM": attention.q_norm is not None,
+            "PROGRAMS": self._num_programs,
+            "SPLITS": min(-(-max_context // TILE.value), self._num_programs // num_kv_heads),
+        }
+
+
+def _scratch(
+    layer: QwenDecoderLayer, hidden: torch.Tensor, head_dim: int, num_splits: int
+) -> tuple[torch.Tensor, ...]:
+    """What phases hand on: queries, keys and values; attention's output; the MLP's; and shares of it, with weights."""
+    attention, num_heads = layer.self_attn, layer.self_attn.num_heads
+    num_shares = num_heads * num_splits
+    return (
+        hidden.new_empty(attention.qkv_proj.weight.shape[0]),
+        hidden.new_empty(num_heads * head_dim),
+        hidden.new_empty(layer.mlp.down_proj.weight.shape[1]),
+        torch.empty(num_shares * head_dim, dtype=torch.float32, device=hidden.device),
+        torch.empty(num_shares, dtype=torch.float32, device=hidden.device),
+    )
 
 
 def _pointers(layers: Sequence[QwenDecoderLayer], kv_cache: KVCache) -> torch.Tensor:

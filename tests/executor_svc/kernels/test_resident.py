@@ -8,16 +8,18 @@ from typing import cast
 import pytest
 import torch
 from kernel_checks import Draws, new_seed
+from small_models import QWEN3
 
 from executor_svc.attention import AttentionContext, ReferenceAttention
 from executor_svc.attention.base import AttentionBackend
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
-from executor_svc.models.config import ModelConfig, RopeConfig
+from executor_svc.models.config import ModelConfig
 from executor_svc.models.qwen import Backend, QwenForCausalLM
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
+from executor_svc.kernels.resident import stack
 from executor_svc.kernels.resident.stack import ResidentLayers
 
 # The interpreter computes with numpy, which warns of what the kernels mean: the logarithm of 0, and the like.
@@ -27,24 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
 SEED = new_seed()
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-6}
 NUM_PROGRAMS = 8
-QWEN3 = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=32,
-    hidden_size=64,
-    intermediate_size=80,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    max_model_len=4096,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    output_bias=False,
-    qk_norm=True,
-    dtype="float32",
-    rope=RopeConfig("default", 10000.0),
-)
 QWEN2 = replace(
     QWEN3, num_hidden_layers=1, num_attention_heads=7, num_key_value_heads=1, qk_norm=False, qkv_bias=True,
     output_bias=True,
@@ -167,6 +151,32 @@ def test_only_steps_of_one_decode_row_are_taken(changes: dict[str, list[int]], d
     x = torch.zeros(context.num_decodes + len(context.prefill_rows), 64, dtype=torch.bfloat16, device=device)
     layers = ResidentLayers(decode.cache, NUM_PROGRAMS)
     assert layers.run(list(decode.model.layers), x, decode.model.rotary(decode.positions), context) is None
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_programs", "max_weight", "served"),
+    [
+        (64, 2, stack._MAX_WEIGHT, True),
+        pytest.param(64, 1, stack._MAX_WEIGHT, False, id="a KV head without a program"),
+        pytest.param(72, 2, stack._MAX_WEIGHT, False, id="no whole number of tiles"),
+        pytest.param(64, 2, 1, False, id="weights too large to gain"),
+    ],
+)
+def test_layers_that_the_kernel_is_not_for_are_left_to_launches_one_by_one(
+    hidden_size: int,
+    num_programs: int,
+    max_weight: int,
+    served: bool,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stack, "_MAX_WEIGHT", max_weight)
+    model = replace(QWEN3, num_hidden_layers=1, hidden_size=hidden_size)
+    decode = Decode(SEED, model, 5, torch.bfloat16, device, 16)
+    x = decode.model.embed_tokens(decode.token_ids)
+    layers, rotation = list(decode.model.layers), decode.model.rotary(decode.positions)
+    output = ResidentLayers(decode.cache, num_programs).run(layers, x, rotation, decode.context)
+    assert (output is not None) == served
 
 
 @pytest.mark.gpu

@@ -40,6 +40,14 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield here, there
 
 
+def start_end(end: int, ends: tuple[socket.socket, socket.socket], lost: Lost) -> None:
+    """The other one says nothing."""
+    if end == 0:
+        LeaderEnd(1, ends[0], lost)
+    else:
+        FollowerEnd(ends[1], lost)
+
+
 def test_plans_and_resets_come_in_their_order(ends: tuple[socket.socket, socket.socket]) -> None:
     lost = Lost()
     follower, leader = FollowerEnd(ends[1], lost), LeaderEnd(1, ends[0], lost)
@@ -64,9 +72,10 @@ def test_a_silence_that_was_announced_loses_nobody(ends: tuple[socket.socket, so
     leader.close()
 
 
-def test_any_other_silence_is_a_loss(ends: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize("end", [0, 1])
+def test_any_other_silence_is_a_loss(ends: tuple[socket.socket, socket.socket], end: int) -> None:
     lost = Lost()
-    FollowerEnd(ends[1], lost)
+    start_end(end, ends, lost)
     assert lost.told.wait(WAIT_SECONDS)
     assert lost.reasons == [f"it said nothing for {SILENCE_SECONDS:g} s"]
 
@@ -74,9 +83,6 @@ def test_any_other_silence_is_a_loss(ends: tuple[socket.socket, socket.socket]) 
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_socket_that_closes_is_a_loss(ends: tuple[socket.socket, socket.socket], end: int) -> None:
     lost = Lost()
-    if end == 0:
-        FollowerEnd(ends[1], lost)
-    else:
-        LeaderEnd(1, ends[0], lost)
+    start_end(1 - end, ends, lost)
     ends[end].close()
     assert lost.told.wait(WAIT_SECONDS)

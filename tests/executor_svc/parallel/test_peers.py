@@ -34,3 +34,19 @@ def test_what_cannot_be_had_is_refused_by_the_flag_s_name() -> None:
     for mode in ("one-shot", "two-shot"):
         with pytest.raises(ValueError, match=f"^--all-reduce: {mode} needs CUDA devices"):
             check_mode(mode, place, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "place", "said"),
+    [
+        ("two-shot", Place(0, 3, 0, 3, "127.0.0.1", True), "two-shot needs .* ranks, not 3"),
+        ("one-shot", Place(0, 4, 0, 2, "127.0.0.1", True), "one-shot needs all ranks on one host"),
+    ],
+)
+def test_ranks_that_a_way_is_not_made_for_are_refused_by_the_flag_s_name(
+    mode: str, place: Place, said: str
+) -> None:
+    pytest.importorskip("triton", reason="ranks on CUDA need Triton")
+    with pytest.raises(ValueError, match=f"^--all-reduce: {said}"):
+        check_mode(mode, place, torch.device("cuda"))
+    check_mode("auto", place, torch.device("cuda"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from rank_processes import run_ranks
+from small_models import gpu
 
 from executor_svc.parallel.peers import PeerMemory, Way
 from executor_svc.parallel.place import Place
@@ -23,7 +24,6 @@ pytest.importorskip("triton", reason="ranks on CUDA need Triton")
 from executor_svc.kernels.norm import add_rms_norm
 
 IS_SLOW_WANTED = bool(os.environ.get("NANOSERVE_TEST_SLOW"))
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 VOCAB_SIZE = 131
 NUM_ROUNDS = {2: 100, 4: 5}
 NUM_REPLAYS = {2: 50, 4: 5}
@@ -141,7 +141,6 @@ def work_in_a_graph(place: Place, device: torch.device) -> list[torch.Tensor]:
     return [result.cpu() for results in kept for result in results]
 
 
-@pytest.mark.gpu
 @gpu
 @pytest.mark.parametrize("work", [work_in_rounds, work_in_a_graph])
 @pytest.mark.parametrize(
@@ -176,7 +175,6 @@ def work_by_nccl(place: Place, device: torch.device) -> Any:
     return dist.get_backend(), x.cpu(), gathered.cpu()
 
 
-@pytest.mark.gpu
 @gpu
 def test_a_graph_holds_what_nccl_does() -> None:
     ((backend, x, gathered),) = run_ranks(work_by_nccl, 1, "cuda")

@@ -1,15 +1,17 @@
 """What each rank holds: all of a model between them, each its share of the bytes, every query head its own keys."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import QWEN3
 from torch_harness import save_checkpoint
 
 from executor_svc.kv_cache import KVCache
-from executor_svc.models.config import ModelConfig, RopeConfig, read_model_config
+from executor_svc.models.config import ModelConfig, read_model_config
 from executor_svc.models.qwen import QwenForCausalLM
 from executor_svc.parallel.shard import Features, Shard
 from executor_svc.weights import dummy_weights, load_weights
@@ -20,23 +22,15 @@ CPU = torch.device("cpu")
 def config(
     num_heads: int, num_kv_heads: int, vocab_size: int = 64, intermediate_size: int = 64
 ) -> ModelConfig:
-    return ModelConfig(
-        architecture="Qwen3ForCausalLM",
+    return replace(
+        QWEN3,
         vocab_size=vocab_size,
-        hidden_size=64,
         intermediate_size=intermediate_size,
         num_hidden_layers=1,
         num_attention_heads=num_heads,
         num_key_value_heads=num_kv_heads,
         head_dim=8,
-        max_model_len=64,
-        rms_norm_eps=1e-6,
         tie_word_embeddings=False,
-        qkv_bias=False,
-        output_bias=False,
-        qk_norm=True,
-        dtype="float32",
-        rope=RopeConfig("default", 1e4),
     )
 
 
