@@ -33,14 +33,14 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
     async def on(stack: Stack) -> TrialResult:
         async with stack.client() as client:
             seconds = max(_LEAST_PEAK_SECONDS, plan.seconds * _PEAK_SHARE)
-            peak = Traffic(client, references, plan.rules, plan.seed)
+            peak = Traffic(client, references, plan.executor.rules, plan.seed)
             began = time.monotonic()
             await peak.run_lanes(plan.num_streams, seconds)
             peak_window = (began + _WARM_UP_SHARE * seconds, began + seconds)
             rate = OVERLOAD * _per_second(peak.samples, peak_window, requests=True)
             readings: list[resources.Reading] = []
             sampling = asyncio.ensure_future(resources.sample(stack, _SAMPLE_SECONDS, readings))
-            loaded = Traffic(client, references, plan.rules, plan.seed + 1)
+            loaded = Traffic(client, references, plan.executor.rules, plan.seed + 1)
             began = time.monotonic()
             await loaded.run_arrivals(rate, plan.seconds)
             sampling.cancel()

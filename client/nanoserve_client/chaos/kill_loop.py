@@ -28,9 +28,9 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
 
     async def on(stack: Stack) -> TrialResult:
         async with stack.client() as client:
-            calm = Traffic(client, references, plan.rules, plan.seed)
+            calm = Traffic(client, references, plan.executor.rules, plan.seed)
             await calm.run_lanes(plan.num_streams, plan.seconds * _BASELINE_SHARE)
-            hit = Traffic(client, references, plan.rules, plan.seed + 1)
+            hit = Traffic(client, references, plan.executor.rules, plan.seed + 1)
             restarts: list[float] = []
             killing = asyncio.ensure_future(_kill_again(stack, restarts))
             try:

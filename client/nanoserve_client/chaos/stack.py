@@ -21,7 +21,7 @@ from nanoserve_client.async_client import AsyncClient
 from nanoserve_client.chaos.managed import ManagedProcess
 from nanoserve_client.chaos.proxy import ByteProxy
 from nanoserve_client.chaos.rogue_executor import Relay
-from nanoserve_client.connection import channel_options
+from nanoserve_client.connection import channel_options, open_connection
 from nanoserve_client.errors import NanoserveError, ServerStartError
 from nanoserve_client.results import Load
 from nanoserve_client.supervisor import EXECUTOR_COMMAND, SCHEDULER_COMMAND, private_folder
@@ -231,11 +231,7 @@ def _left(load: Load) -> str:
 async def _answers(address: str) -> bool:
     """Whether anybody takes connections there."""
     try:
-        if address.startswith("unix:"):
-            _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
-        else:
-            host, _, port = address.rpartition(":")
-            _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await open_connection(address)
     except OSError:
         return False
     writer.close()

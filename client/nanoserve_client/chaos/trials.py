@@ -8,7 +8,6 @@ from nanoserve_client.chaos.executors import ExecutorKind
 from nanoserve_client.chaos.references import Reference
 from nanoserve_client.chaos.runner import undisturbed
 from nanoserve_client.chaos.stack import ServiceLog, Stack, StackFlags
-from nanoserve_client.chaos.verdicts import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +22,13 @@ class TrialPlan:
     executor_flags: Sequence[str] = ()
 
     def flags(self, executor: Sequence[str] = (), scheduler: Sequence[str] = ()) -> StackFlags:
-        """What the services are started with; a trial's own flags first."""
+        """What the services are started with; the user's flags last."""
         flags = (*self.executor.flags, *executor, *self.executor_flags)
         seconds = self.executor.start_seconds
         return StackFlags(model=self.model, executor=flags, scheduler=scheduler, restart_seconds=seconds)
 
-    @property
-    def rules(self) -> Rules:
-        """What counts as equal."""
-        return Rules(self.executor.max_gap, self.executor.is_exact)
-
     async def references(self, flags: StackFlags, log: ServiceLog) -> list[Reference]:
-        """The references, from services of their own with these flags."""
+        """The references, from services of their own with these flags of the executor."""
         executor = (*flags.executor, *self.executor.reference_flags)
         return await undisturbed(
             replace(flags, executor=executor, scheduler=()), self.executor, self.seed, log
