@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -162,12 +163,21 @@ class _Teller:
         for problem in record.problems:
             print(f"run {record.number}: {problem}", file=sys.stderr)
         if record.problems:
-            a = self._arguments
-            again = f"--profile {a.profile} --executor {a.executor} --seed {a.seed}"
-            print(f"  again: nanoserve chaos {again} --first-run {record.number} --runs 1", file=sys.stderr)
+            print(f"  again: {again(self._arguments, record.number)}", file=sys.stderr)
         if time.monotonic() - self._told_at > _TELL_SECONDS:
             self._told_at = time.monotonic()
             print(f"{self._num_done} of {self._arguments.runs} runs", file=sys.stderr)
+
+
+def again(arguments: argparse.Namespace, number: int) -> str:
+    """The command that plays one run of those that were asked for."""
+    model = [] if arguments.model is None else [f"--model={arguments.model}"]
+    words = [
+        *(f"--profile={arguments.profile}", f"--executor={arguments.executor}", *model),
+        *(f"--executor-flag={flag}" for flag in arguments.executor_flag),
+        *(f"--seed={arguments.seed}", f"--first-run={number}", "--runs=1"),
+    ]
+    return shlex.join(["nanoserve", "chaos", *words])
 
 
 def _opened(path: Path) -> TextIO:

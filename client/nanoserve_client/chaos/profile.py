@@ -121,6 +121,8 @@ def load_profile(name: str) -> Profile:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidRequest(f"--profile: cannot read {name!r}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"--profile: cannot read {name!r}: it is not in UTF-8") from error
     elif name in profile_names():
         text = (resources.files("nanoserve_client.chaos") / "profiles" / f"{name}.toml").read_text("utf-8")
     else:
@@ -139,7 +141,7 @@ def parse_profile(name: str, text: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequest(str(error)) from error
     faults = tuple(_build(FaultSpec, entry) for entry in values.pop("fault", []))
-    return _build(Profile, {"name": name, "faults": faults, **values})
+    return _build(Profile, {**values, "name": name, "faults": faults})
 
 
 _Record = TypeVar("_Record", FaultSpec, Profile)

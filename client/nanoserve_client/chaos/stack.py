@@ -96,7 +96,8 @@ class Stack:
         self.is_open = False
 
     async def start(self) -> None:
-        """Returns when both serve; ServerStartError where they do not."""
+        """Returns when both serve; ServerStartError where they do not, and what has been started is to be destroyed."""
+        self.is_open = True
         await self.executor_link.start()
         if self.relay is not None:
             await self.relay.start()
@@ -110,7 +111,6 @@ class Stack:
         self.scheduler.command.append(f"--listen={self.scheduler.address}")  # its successors take that port
         self.client_link.upstream = self.scheduler.address
         await self.client_link.start()
-        self.is_open = True
 
     @property
     def patience_seconds(self) -> float:
@@ -126,7 +126,7 @@ class Stack:
     async def wait_serving_of(self, process: ManagedProcess) -> None:
         """Returns when one of them answers SERVING; ServerStartError where it ends instead, at the start."""
         while not await self.is_serving(process):
-            if not self.is_open and process.problems:
+            if not self.client_link.upstream and process.problems:
                 reason = f"{process.problems[0]}: {self.log.lines[-1]}"
                 raise ServerStartError(process.name, reason, None)
             await asyncio.sleep(_POLL_SECONDS)

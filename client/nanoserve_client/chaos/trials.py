@@ -1,6 +1,8 @@
 """What all trials share: longer than runs, each with checks and figures of its own."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +48,18 @@ class TrialResult:
         """Notes a problem unless something holds."""
         if not holds:
             self.problems.append(problem)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does work that has no end of its own beside the body, and ends it there; raises what it failed with."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def on_stack(
