@@ -64,6 +64,8 @@ class AsyncStream(AsyncIterator[Event]):
         try:
             if self._call is None:
                 self._call = await self._start(self._resumption.request())
+                if self._over.is_set():  # closed while the call was made
+                    self._call.cancel()
                 self._responses = aiter(self._call)
             return self._builder.read(await anext(self._responses))
         except StopAsyncIteration:

@@ -35,7 +35,7 @@ class Child:
         self.exited = threading.Event()
         # A group of its own: a terminal's Ctrl-C reaches the supervisor alone, which ends children in order.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command],
+            guarded(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -109,6 +109,11 @@ class Child:
             self._listening_pid = entry.get("pid")
             self._changed()
         self._log(line)
+
+
+def guarded(command: Sequence[str]) -> list[str]:
+    """The command, run so that it ends with the thread that starts it, by SIGKILL (on Linux)."""
+    return [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
 
 
 def log_entry(line: str) -> dict[str, Any] | None:

@@ -60,6 +60,13 @@ def channel_options() -> Sequence[tuple[str, int]]:
     ]
 
 
+async def open_connection(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of bytes to host:port or unix:PATH; OSError where there is none to be had."""
+    if address.startswith("unix:"):
+        return await asyncio.open_unix_connection(_unix_path(address))
+    return await asyncio.open_connection(*_host_and_port(address))
+
+
 class Deadline:
     """The end of one call, `timeout` seconds from its making; None, or more than a year, for no end."""
 
@@ -151,10 +158,7 @@ class Connector:
             socket.create_connection(_host_and_port(self._address), timeout).close()
 
     async def _probe_async(self) -> None:
-        if self._address.startswith("unix:"):
-            _, writer = await asyncio.open_unix_connection(_unix_path(self._address))
-        else:
-            _, writer = await asyncio.open_connection(*_host_and_port(self._address))
+        _, writer = await open_connection(self._address)
         writer.close()
         await writer.wait_closed()
 

@@ -45,7 +45,6 @@ class Resumption:
         self._request, self._builder, self._timeout = request, builder, timeout
         self._broken_at: float | None = None
         self._pause = _FIRST_PAUSE_SECONDS
-        self._is_first_call = True
 
     def request(self) -> pb.GenerateRequest:
         """What to ask for now."""
@@ -53,7 +52,7 @@ class Resumption:
 
     def advanced(self) -> None:
         """An event came."""
-        self._broken_at, self._is_first_call, self._pause = None, False, _FIRST_PAUSE_SECONDS
+        self._broken_at, self._pause = None, _FIRST_PAUSE_SECONDS
 
     def pause(self, failure: ApiError, cause: BaseException) -> float:
         """Seconds until the next call; raises the failure, which came by `cause`, where there is to be none."""
@@ -64,7 +63,6 @@ class Resumption:
         left = self._broken_at + self._timeout - now
         if left <= 0:
             raise failure from cause
-        self._is_first_call = False
         self._builder.reopen()
         # Not all at once, of the many whose streams broke together.
         pause = max(self._pause * random.uniform(0.5, 1.0), failure.retry_after_seconds or 0.0)
@@ -73,7 +71,7 @@ class Resumption:
 
     def _may_pass(self, failure: ApiError, cause: BaseException) -> bool:
         """Whether the same may succeed later."""
-        if self._is_first_call and not self._builder.has_started:
+        if self._broken_at is None and not self._builder.has_started:
             # What the server refuses is refused, and nobody may listen where it was never seen.
             is_answer = isinstance(cause, grpc.RpcError) and said_by_server(cause)
             never_seen = is_answer or isinstance(failure, ConnectionFailed)

@@ -62,6 +62,8 @@ class Stream(Iterator[Event]):
         try:
             if self._call is None:
                 self._call = self._start(self._resumption.request())
+                if self._over.is_set():  # closed while the call was made
+                    self._call.cancel()
             return self._builder.read(next(self._call))
         except StopIteration:
             self._over.set()

@@ -136,8 +136,8 @@ class FakeServicer(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.A
     def Generate(self, request: pb.GenerateRequest, context: Any) -> Iterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.metadata.append(context.invocation_metadata())
-        self.begun.set()
         context.add_callback(self.ended.set)
+        self.begun.set()
         yield from self.script(request, context)
 
     def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:

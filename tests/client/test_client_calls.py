@@ -134,7 +134,7 @@ def test_each_code_is_its_own_error_with_details(kind: str, code: grpc.StatusCod
 
     with fake_server.running(fake_server.FakeServicer(script)) as address:
         with pytest.raises(ns.ApiError) as caught:
-            call(kind, address, "generate", "x")
+            call(kind, address, "generate", "x", connect={"resume_timeout": 0})
     error = caught.value
     assert type(error) is NAMED.get(code, ns.ApiError)
     assert (error.code, error.message, error.retry_after_seconds) == (code, "it failed", 2.5)
@@ -273,6 +273,47 @@ def test_leaving_a_stream_cancels_the_call(kind: str, how: str) -> None:
             leave_sync(address, how)
         else:
             asyncio.run(leave_async(address, how))
+
+
+@KINDS
+def test_a_stream_closed_while_its_call_is_made_leaves_no_call_behind(kind: str) -> None:
+    servicer = fake_server.FakeServicer(fake_server.endless)
+
+    def read(address: str) -> None:
+        with ns.Client(address) as client:
+            stream = client.stream("x")
+            make_call = stream._start
+
+            def close_meanwhile(request: pb.GenerateRequest) -> object:
+                made = make_call(request)
+                assert servicer.begun.wait(10)
+                stream.close()
+                return made
+
+            stream._start = close_meanwhile
+            assert list(stream) == []
+            assert servicer.ended.wait(10)
+
+    async def read_async(address: str) -> None:
+        async with ns.AsyncClient(address) as client:
+            stream = client.stream("x")
+            make_call = stream._start
+
+            async def close_meanwhile(request: pb.GenerateRequest) -> object:
+                made = await make_call(request)
+                assert await asyncio.to_thread(servicer.begun.wait, 10)
+                stream.close()
+                return made
+
+            stream._start = close_meanwhile
+            assert [event async for event in stream] == []
+            assert await asyncio.to_thread(servicer.ended.wait, 10)
+
+    with fake_server.running(servicer) as address:
+        if kind == "sync":
+            read(address)
+        else:
+            asyncio.run(read_async(address))
 
 
 def test_cancelling_a_task_cancels_its_call() -> None:

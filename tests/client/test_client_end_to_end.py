@@ -110,7 +110,10 @@ def test_a_second_signal_ends_serve_without_a_drain() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         address = process.stdout.readline().removeprefix("nanoserve serves at ").partition(";")[0]
-        with ns.Client(address) as client, client.stream([5], max_tokens=1000, ignore_eos=True) as stream:
+        with (
+            ns.Client(address, resume_timeout=0) as client,
+            client.stream([5], max_tokens=1000, ignore_eos=True) as stream,
+        ):
             while not isinstance(next(stream), ns.Delta):
                 pass
             process.send_signal(signal.SIGTERM)

@@ -41,11 +41,12 @@ def test_every_error_is_in_one_tree() -> None:
     assert issubclass(ns.ConnectionFailed, ns.Unavailable)
 
 
-def test_neither_library_nor_command_imports_a_service_or_a_model_framework() -> None:
+def test_neither_library_nor_command_imports_a_service_a_model_framework_or_the_chaos_kit() -> None:
     code = (
         "import sys, nanoserve_client.cli, nanoserve_client.supervisor\n"
         "nanoserve_client.cli.main(['serve', '--help'])\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'scheduler_svc', 'executor_svc', 'huggingface_hub'}\n"
+        "heavy |= {'numpy', 'nanoserve_client.chaos'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

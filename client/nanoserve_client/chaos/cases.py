@@ -1,7 +1,7 @@
 """The requests that runs send: every way of sampling and stopping, from a seed."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nanoserve_client.options import GenerateOptions, Guided, Message, Prompt
@@ -9,6 +9,11 @@ from nanoserve_client.results import CompletionOutput
 
 _WORDS = "the plan scheduler block cache token row step count reverse letters of a red green river seven nine".split()
 _SHARED_PREFIX = "You keep a ledger of blocks and rows, and answer in one short line. " * 3
+_GUIDES = (
+    Guided(choice=["a red block", "seven green rows", "nine rivers of tokens, in order"]),
+    Guided(regex="(row|block) [0-9]{3,12}"),
+    Guided(json_schema={"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +102,7 @@ def _ends(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
 
 
 def _guided(common: GenerateOptions, draw: random.Random) -> GenerateOptions:
-    guides: tuple[Mapping[str, object], ...] = (
-        {"choice": ["a red block", "seven green rows", "nine rivers of tokens, in order"]},
-        {"regex": "(row|block) [0-9]{3,12}"},
-        {"json_schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}},
-    )
-    guided = Guided(**draw.choice(guides))  # type: ignore[arg-type]
-    return replace(common, ignore_eos=False, guided=guided)
+    return replace(common, ignore_eos=False, guided=draw.choice(_GUIDES))
 
 
 _KINDS: dict[str, Callable[[GenerateOptions, random.Random], GenerateOptions]] = {

@@ -1,15 +1,18 @@
 """What `nanoserve chaos` takes and does."""
 
 import argparse
+import asyncio
 import json
+import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from nanoserve.flags import OneLineParser
 from nanoserve_client.chaos import goodput, kill_loop, report, soak
 from nanoserve_client.chaos.executors import EXECUTORS
 from nanoserve_client.chaos.profile import load_profile, profile_names
@@ -39,9 +42,15 @@ _TRIALS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
-    parser.epilog = _epilog()
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all its flags."""
+    parser = OneLineParser(
+        prog="nanoserve chaos",
+        description="Try the services under faults and compare every stream with its undisturbed run.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "--profile", required=True, metavar="NAME|F", help="one of those below, or a TOML file of faults"
     )
@@ -64,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, metavar="N", help="requests under way at once in a trial")
     parser.add_argument("--json", type=Path, metavar="F", help="write the outcome to F, too")
     parser.add_argument("--log", type=Path, metavar="F", help="write what the services say to F")
+    return parser
 
 
 def _epilog() -> str:
@@ -76,14 +86,20 @@ def _epilog() -> str:
     return "\n".join(["profiles, made of runs:", *profiles, "", "trials:", *trials, "", end])
 
 
-async def run(arguments: argparse.Namespace) -> int:
-    """Plays what is asked for and reports; 0 where nothing was wrong."""
+def main(words: Sequence[str]) -> int:
+    """Plays what the words ask for and reports; 0 where nothing was wrong."""
+    parser = build_parser()
+    arguments = parser.parse_args(words)
     for name in ("runs", "jobs", "streams", "seconds"):
         value = getattr(arguments, name)
         if value is not None and not value >= 1:
-            arguments.parser.error(f"--{name}: must be at least 1")
+            parser.error(f"--{name}: must be at least 1")
     if sys.platform != "linux":
         raise NanoserveError("chaos: reads /proc, and so needs Linux")
+    return asyncio.run(_run(arguments))
+
+
+async def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     with ExitStack() as exits:
         log = ServiceLog()
@@ -147,12 +163,21 @@ class _Teller:
         for problem in record.problems:
             print(f"run {record.number}: {problem}", file=sys.stderr)
         if record.problems:
-            a = self._arguments
-            again = f"--profile {a.profile} --executor {a.executor} --seed {a.seed}"
-            print(f"  again: nanoserve chaos {again} --first-run {record.number} --runs 1", file=sys.stderr)
+            print(f"  again: {again(self._arguments, record.number)}", file=sys.stderr)
         if time.monotonic() - self._told_at > _TELL_SECONDS:
             self._told_at = time.monotonic()
             print(f"{self._num_done} of {self._arguments.runs} runs", file=sys.stderr)
+
+
+def again(arguments: argparse.Namespace, number: int) -> str:
+    """The command that plays one run of those that were asked for."""
+    model = [] if arguments.model is None else [f"--model={arguments.model}"]
+    words = [
+        *(f"--profile={arguments.profile}", f"--executor={arguments.executor}", *model),
+        *(f"--executor-flag={flag}" for flag in arguments.executor_flag),
+        *(f"--seed={arguments.seed}", f"--first-run={number}", "--runs=1"),
+    ]
+    return shlex.join(["nanoserve", "chaos", *words])
 
 
 def _opened(path: Path) -> TextIO:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nanoserve_client.chaos.verdicts import MAX_GAP, Rules
+
 
 @dataclass(frozen=True, slots=True)
 class ExecutorKind:
@@ -12,10 +14,8 @@ class ExecutorKind:
     num_cases: int
     max_tokens: tuple[int, int]
     """Output tokens of a request, from and to."""
-    is_exact: bool
-    """Whether nothing that happens may change a log-probability."""
-    max_gap: float | None
-    """Two candidates this close may change places; None: no token may differ."""
+    rules: Rules
+    """What counts as equal."""
     start_seconds: float
     """How long a start may take, about: whoever waits is as patient."""
     without: tuple[str, ...] = ()
@@ -34,8 +34,7 @@ EXECUTORS = {
             (*_SIZES, "--virtual", "--virtual-poison", "--virtual-step-ms=3"),
             num_cases=40,
             max_tokens=(48, 128),
-            is_exact=True,
-            max_gap=None,
+            rules=Rules(),
             start_seconds=10.0,
             reference_flags=("--virtual-step-ms=0.1",),
         ),
@@ -44,8 +43,7 @@ EXECUTORS = {
             (*_SIZES, "--device=cpu", "--dtype=float32", "--verify"),
             num_cases=30,
             max_tokens=(24, 64),
-            is_exact=False,
-            max_gap=1e-4,
+            rules=Rules(max_gap=MAX_GAP, is_exact=False),
             start_seconds=30.0,
         ),
         ExecutorKind(
@@ -53,8 +51,7 @@ EXECUTORS = {
             ("--max-num-seqs=64", "--num-kv-blocks=513", "--max-model-len=1024", "--device=cuda"),
             num_cases=40,
             max_tokens=(64, 256),
-            is_exact=False,
-            max_gap=0.5,  # bfloat16: eight bits of a logit of some tens
+            rules=Rules(max_gap=0.5, is_exact=False),  # bfloat16: eight bits of a logit of some tens
             start_seconds=120.0,
             without=("penalties", "filtered"),  # whose gaps cannot be told from the outside
         ),

@@ -4,7 +4,6 @@ What is completed must stay within 10% of the peak, refusals must be quick, memo
 with as many requests under way as the queue holds.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from nanoserve_client.chaos import resources
 from nanoserve_client.chaos.report import percentile
 from nanoserve_client.chaos.stack import ServiceLog, Stack
 from nanoserve_client.chaos.traffic import Sample, Traffic
-from nanoserve_client.chaos.trials import TrialPlan, TrialResult, on_stack
+from nanoserve_client.chaos.trials import TrialPlan, TrialResult, beside, on_stack
 from nanoserve_client.chaos.verdicts import Kind
 
 OVERLOAD = 5.0
@@ -33,17 +32,16 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
     async def on(stack: Stack) -> TrialResult:
         async with stack.client() as client:
             seconds = max(_LEAST_PEAK_SECONDS, plan.seconds * _PEAK_SHARE)
-            peak = Traffic(client, references, plan.rules, plan.seed)
+            peak = Traffic(client, references, plan.executor.rules, plan.seed)
             began = time.monotonic()
             await peak.run_lanes(plan.num_streams, seconds)
             peak_window = (began + _WARM_UP_SHARE * seconds, began + seconds)
             rate = OVERLOAD * _per_second(peak.samples, peak_window, requests=True)
             readings: list[resources.Reading] = []
-            sampling = asyncio.ensure_future(resources.sample(stack, _SAMPLE_SECONDS, readings))
-            loaded = Traffic(client, references, plan.rules, plan.seed + 1)
+            loaded = Traffic(client, references, plan.executor.rules, plan.seed + 1)
             began = time.monotonic()
-            await loaded.run_arrivals(rate, plan.seconds)
-            sampling.cancel()
+            async with beside(resources.sample(stack, _SAMPLE_SECONDS, readings)):
+                await loaded.run_arrivals(rate, plan.seconds)
         window = (began + _WARM_UP_SHARE * plan.seconds, began + plan.seconds)
         settled = [reading for reading in readings if window[0] <= reading.time <= window[1]]
         result = _result(peak, loaded, peak_window, window, settled)

@@ -13,7 +13,7 @@ from nanoserve_client.chaos.process_table import largest
 from nanoserve_client.chaos.report import percentile
 from nanoserve_client.chaos.stack import ServiceLog, Stack
 from nanoserve_client.chaos.traffic import Sample, Traffic
-from nanoserve_client.chaos.trials import TrialPlan, TrialResult, on_stack
+from nanoserve_client.chaos.trials import TrialPlan, TrialResult, beside, on_stack
 from nanoserve_client.chaos.verdicts import Kind
 
 KILL_AFTER_SECONDS = 5.0
@@ -28,16 +28,12 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
 
     async def on(stack: Stack) -> TrialResult:
         async with stack.client() as client:
-            calm = Traffic(client, references, plan.rules, plan.seed)
+            calm = Traffic(client, references, plan.executor.rules, plan.seed)
             await calm.run_lanes(plan.num_streams, plan.seconds * _BASELINE_SHARE)
-            hit = Traffic(client, references, plan.rules, plan.seed + 1)
+            hit = Traffic(client, references, plan.executor.rules, plan.seed + 1)
             restarts: list[float] = []
-            killing = asyncio.ensure_future(_kill_again(stack, restarts))
-            try:
+            async with beside(_kill_again(stack, restarts)):
                 await hit.run_lanes(plan.num_streams, plan.seconds)
-            finally:
-                killing.cancel()
-                await asyncio.gather(killing, return_exceptions=True)
         await stack.wait_serving()
         return _result(calm, hit, restarts)
 

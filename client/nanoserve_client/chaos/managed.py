@@ -3,17 +3,14 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
 from nanoserve_client.chaos.process_table import descendants, is_running
-from nanoserve_client.child import log_entry
+from nanoserve_client.child import guarded, log_entry
 
-_GUARD = Path(__file__).parents[1] / "guarded_exec.py"
 _RESTART_SECONDS = 0.1
 # How long what a process had started may outlive it.
 _ORPHAN_SECONDS = 5.0
@@ -122,7 +119,7 @@ class ManagedProcess:
         try:
             # In a group of its own, a terminal's Ctrl-C does not reach it.
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *self.command),
+                *guarded(self.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
                 stderr=asyncio.subprocess.STDOUT,

@@ -37,7 +37,6 @@ WAYS: Mapping[str, Sequence[str]] = {
 }
 """How each of these kinds may be done."""
 _TIMED = ("pause", "refuse", "stall", "delay")
-_Range = TypeVar("_Range", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +121,8 @@ def load_profile(name: str) -> Profile:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidRequest(f"--profile: cannot read {name!r}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"--profile: cannot read {name!r}: it is not in UTF-8") from error
     elif name in profile_names():
         text = (resources.files("nanoserve_client.chaos") / "profiles" / f"{name}.toml").read_text("utf-8")
     else:
@@ -140,23 +141,24 @@ def parse_profile(name: str, text: str) -> Profile:
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequest(str(error)) from error
     faults = tuple(_build(FaultSpec, entry) for entry in values.pop("fault", []))
-    return _build(Profile, {"name": name, "faults": faults, **values})
+    return _build(Profile, {**values, "name": name, "faults": faults})
 
 
-_Record = TypeVar("_Record")
+_Record = TypeVar("_Record", FaultSpec, Profile)
 
 
 def _build(kind: type[_Record], values: Mapping[str, Any]) -> _Record:
     """A dataclass of its fields' values, lists as tuples."""
-    unknown = set(values) - {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(values) - {entry.name for entry in fields(kind)}
     if unknown:
         raise InvalidRequest(f"{min(unknown)}: no such field")
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
-        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        return kind(**given)
     except TypeError as error:
         raise InvalidRequest(str(error)) from error
 
 
-def _check_range(name: str, bounds: tuple[_Range, _Range], least: float = 0) -> None:
+def _check_range(name: str, bounds: tuple[float, float], least: float = 0) -> None:
     if len(bounds) != 2 or not least <= bounds[0] <= bounds[1]:
         raise InvalidRequest(f"{name}: must be two numbers from {least:g} up, the smaller first")

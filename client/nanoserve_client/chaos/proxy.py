@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
+
+from nanoserve_client.connection import open_connection
 
 _CHUNK_BYTES = 65536
 # Closing a socket with it sends a reset instead of an end.
@@ -19,8 +20,6 @@ class ByteProxy:
         """Both addresses are host:port or unix:PATH; a port 0 of `listen` is picked at the start."""
         self.address = listen
         self.upstream = upstream
-        self.num_connections = 0
-        """Taken so far."""
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -87,7 +86,6 @@ class ByteProxy:
         task = asyncio.current_task()
         assert task is not None  # of the server's own
         self._connections.add(task)
-        self.num_connections += 1
         try:
             if not self._num_refusals:
                 await self._join(reader, writer)
@@ -99,7 +97,7 @@ class ByteProxy:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carries both ways until either side ends."""
-        far_reader, far_writer = await _connect(self.upstream)
+        far_reader, far_writer = await open_connection(self.upstream)
         pumps = [
             asyncio.ensure_future(self._pump(reader, far_writer)),
             asyncio.ensure_future(self._pump(far_reader, writer)),
@@ -119,15 +117,6 @@ class ByteProxy:
             await self._flowing.wait()
             writer.write(data)
             await writer.drain()
-
-
-def _connect(address: str) -> Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    connect: Callable[..., Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
-    if address.startswith("unix:"):
-        connect = asyncio.open_unix_connection
-        return connect(address.removeprefix("unix:"))
-    host, _, port = address.rpartition(":")
-    return asyncio.open_connection(host, int(port))
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 
-from nanoserve.address import CHANNEL_OPTIONS, SERVER_OPTIONS
+from nanoserve.address import SERVER_OPTIONS
 from nanoserve.arrays import pack_int32, unpack_int32
 from nanoserve.executor.v1 import executor_pb2 as pb
+from nanoserve_client.connection import channel_options
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 _TOO_LARGE = 2**30
@@ -35,7 +36,7 @@ def _wrong_sub_step(result: pb.StepResult) -> list[bytes]:
 
 
 def _unknown_row(result: pb.StepResult) -> list[bytes]:
-    result.rows = pack_int32([*unpack_int32(result.rows)[:-1].tolist(), _TOO_LARGE])
+    result.rows = _with_last(result.rows, _TOO_LARGE)
     return [_encode(result)]
 
 
@@ -45,12 +46,12 @@ def _missing_row(result: pb.StepResult) -> list[bytes]:
 
 
 def _unknown_token(result: pb.StepResult) -> list[bytes]:
-    result.token_ids = pack_int32([*unpack_int32(result.token_ids)[:-1].tolist(), _TOO_LARGE])
+    result.token_ids = _with_last(result.token_ids, _TOO_LARGE)
     return [_encode(result)]
 
 
 def _negative_token(result: pb.StepResult) -> list[bytes]:
-    result.token_ids = pack_int32([*unpack_int32(result.token_ids)[:-1].tolist(), -7])
+    result.token_ids = _with_last(result.token_ids, -7)
     return [_encode(result)]
 
 
@@ -93,8 +94,8 @@ def _garbage(result: pb.StepResult) -> list[bytes]:
 
 
 def _lie(result: pb.StepResult) -> list[bytes]:
-    tokens = unpack_int32(result.token_ids).tolist()
-    result.token_ids = pack_int32([*tokens[:-1], tokens[-1] ^ 1])
+    last = int(unpack_int32(result.token_ids)[-1])
+    result.token_ids = _with_last(result.token_ids, last ^ 1)
     return [_encode(result)]
 
 
@@ -203,8 +204,8 @@ class Relay:
         """Passes the scheduler's messages on; returns what to answer instead to one that fails."""
         with suppress(grpc.RpcError, asyncio.InvalidStateError):
             async for request in requests:
+                plan = pb.ExecuteRequest.FromString(request).plan if self.poisons else pb.StepPlan()
                 for poison in self.poisons:
-                    plan = pb.ExecuteRequest.FromString(request).plan
                     if poison.is_in(plan):
                         if poison.kill is None:
                             call.cancel()
@@ -226,8 +227,12 @@ class Relay:
         return (_lie if way == LIE else WAYS[way])(response.result)
 
     def _channel(self) -> grpc.aio.Channel:
-        options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-        return grpc.aio.insecure_channel(self._upstream, options=options)
+        return grpc.aio.insecure_channel(self._upstream, options=channel_options())
+
+
+def _with_last(values: bytes, last: int) -> bytes:
+    """int32[]: the values, the last one replaced."""
+    return pack_int32([*unpack_int32(values)[:-1].tolist(), last])
 
 
 def _encode(result: pb.StepResult) -> bytes:

@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 
-from nanoserve.address import CHANNEL_OPTIONS
 from nanoserve.executor.v1 import executor_pb2 as pb
 from nanoserve.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from nanoserve_client.chaos.bad_plans import BadPlan, draw_bad_plan
+from nanoserve_client.connection import channel_options
 
 _SECONDS = 10.0
 _NEVER = 2**40
@@ -106,6 +106,5 @@ def _opening(epoch: int, *, take_over: bool, name: str | None = None) -> pb.Exec
 @asynccontextmanager
 async def connected(executor: str) -> AsyncIterator[ExecutorServiceStub]:
     """The executor's methods, over a connection of its own."""
-    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(executor, options=options) as channel:
+    async with grpc.aio.insecure_channel(executor, options=channel_options()) as channel:
         yield ExecutorServiceStub(channel)

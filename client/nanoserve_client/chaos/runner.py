@@ -10,7 +10,6 @@ from nanoserve_client.chaos.profile import Profile
 from nanoserve_client.chaos.references import Reference, ask_alone
 from nanoserve_client.chaos.runs import Run, RunRecord
 from nanoserve_client.chaos.stack import ServiceLog, Stack, StackFlags
-from nanoserve_client.chaos.verdicts import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,6 @@ class Plan:
             restart_seconds=self.executor.start_seconds,
         )
 
-    @property
-    def rules(self) -> Rules:
-        """What counts as equal."""
-        return Rules(self.executor.max_gap, self.executor.is_exact)
-
 
 @dataclass(slots=True)
 class Outcome:
@@ -52,11 +46,6 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     """What was wrong outside of runs: at the ends of stacks."""
     num_stacks: int = 0
-
-    @property
-    def is_good(self) -> bool:
-        """Whether nothing was wrong."""
-        return not self.problems and not any(record.problems for record in self.records)
 
 
 async def undisturbed(
@@ -107,7 +96,8 @@ async def _play_job(
         try:
             await stack.start()
             for _ in range(plan.profile.runs_per_stack):
-                record = await Run(stack, plan.profile, references, plan.rules, plan.seed, number).play()
+                run = Run(stack, plan.profile, references, plan.executor.rules, plan.seed, number)
+                record = await run.play()
                 outcome.records.append(record)
                 tell(record)
                 number = next(numbers, None)

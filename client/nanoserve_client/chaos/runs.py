@@ -160,9 +160,7 @@ class Run:
                 record.problems.append(f"case {case.number} ({case.kind}): {verdict.reason}")
         record.problems += [injection.problem for injection in record.injections if injection.problem]
         num_blames = sum(
-            injection.was_injected and injection.fault.way == "blame"
-            for injection in record.injections
-            if injection.fault.kind == "tamper"
+            injection.was_injected and injection.fault.way == "blame" for injection in record.injections
         )
         if record.kinds[Kind.BLAMED] > num_blames:
             reasons = [verdict.reason for verdict in record.verdicts if verdict.kind is Kind.BLAMED]

@@ -35,7 +35,7 @@ async def play(plan: TrialPlan, log: ServiceLog) -> TrialResult:
         num_rounds = max(_WARM_UP_ROUNDS + 4, round(plan.seconds / round_seconds))
         async with stack.client() as client:
             for number in range(num_rounds):
-                traffic = Traffic(client, references, plan.rules, plan.seed + number, _LEAVE_SHARE)
+                traffic = Traffic(client, references, plan.executor.rules, plan.seed + number, _LEAVE_SHARE)
                 await traffic.run_lanes(plan.num_streams, round_seconds)
                 _count(traffic, result)
                 if left := await stack.wait_idle():

@@ -21,7 +21,7 @@ from nanoserve_client.async_client import AsyncClient
 from nanoserve_client.chaos.managed import ManagedProcess
 from nanoserve_client.chaos.proxy import ByteProxy
 from nanoserve_client.chaos.rogue_executor import Relay
-from nanoserve_client.connection import channel_options
+from nanoserve_client.connection import channel_options, open_connection
 from nanoserve_client.errors import NanoserveError, ServerStartError
 from nanoserve_client.results import Load
 from nanoserve_client.supervisor import EXECUTOR_COMMAND, SCHEDULER_COMMAND, private_folder
@@ -96,7 +96,8 @@ class Stack:
         self.is_open = False
 
     async def start(self) -> None:
-        """Returns when both serve; ServerStartError where they do not."""
+        """Returns when both serve; ServerStartError where they do not, and what has been started is to be destroyed."""
+        self.is_open = True
         await self.executor_link.start()
         if self.relay is not None:
             await self.relay.start()
@@ -110,7 +111,6 @@ class Stack:
         self.scheduler.command.append(f"--listen={self.scheduler.address}")  # its successors take that port
         self.client_link.upstream = self.scheduler.address
         await self.client_link.start()
-        self.is_open = True
 
     @property
     def patience_seconds(self) -> float:
@@ -126,7 +126,7 @@ class Stack:
     async def wait_serving_of(self, process: ManagedProcess) -> None:
         """Returns when one of them answers SERVING; ServerStartError where it ends instead, at the start."""
         while not await self.is_serving(process):
-            if not self.is_open and process.problems:
+            if not self.client_link.upstream and process.problems:
                 reason = f"{process.problems[0]}: {self.log.lines[-1]}"
                 raise ServerStartError(process.name, reason, None)
             await asyncio.sleep(_POLL_SECONDS)
@@ -231,11 +231,7 @@ def _left(load: Load) -> str:
 async def _answers(address: str) -> bool:
     """Whether anybody takes connections there."""
     try:
-        if address.startswith("unix:"):
-            _, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
-        else:
-            host, _, port = address.rpartition(":")
-            _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await open_connection(address)
     except OSError:
         return False
     writer.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nanoserve_client.async_client import AsyncClient, AsyncStream
 from nanoserve_client.chaos.cases import Case
 from nanoserve_client.errors import ApiError, NanoserveError, Unavailable
-from nanoserve_client.results import Completion, Delta, Finished, TokenLogprob
+from nanoserve_client.results import Completion, Delta, TokenLogprob
 
 _RETRY_SECONDS = 0.1
 
@@ -35,7 +35,6 @@ class Seen:
     """By output."""
     texts: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
-    finished: set[int] = field(default_factory=set)
     num_retries: int = 0
     """Calls that failed before the first event, and were made again."""
     first_seconds: float = 0.0
@@ -89,8 +88,6 @@ class ChaosStream:
                 last = now
                 if isinstance(event, Delta):
                     self._add(event)
-                elif isinstance(event, Finished):
-                    seen.finished.add(event.index)
             if not seen.has_left:
                 seen.completion = await stream.result()
         except Unavailable as error:

@@ -1,6 +1,8 @@
 """What all trials share: longer than runs, each with checks and figures of its own."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,7 +10,6 @@ from nanoserve_client.chaos.executors import ExecutorKind
 from nanoserve_client.chaos.references import Reference
 from nanoserve_client.chaos.runner import undisturbed
 from nanoserve_client.chaos.stack import ServiceLog, Stack, StackFlags
-from nanoserve_client.chaos.verdicts import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +24,13 @@ class TrialPlan:
     executor_flags: Sequence[str] = ()
 
     def flags(self, executor: Sequence[str] = (), scheduler: Sequence[str] = ()) -> StackFlags:
-        """What the services are started with; a trial's own flags first."""
+        """What the services are started with; the user's flags last."""
         flags = (*self.executor.flags, *executor, *self.executor_flags)
         seconds = self.executor.start_seconds
         return StackFlags(model=self.model, executor=flags, scheduler=scheduler, restart_seconds=seconds)
 
-    @property
-    def rules(self) -> Rules:
-        """What counts as equal."""
-        return Rules(self.executor.max_gap, self.executor.is_exact)
-
     async def references(self, flags: StackFlags, log: ServiceLog) -> list[Reference]:
-        """The references, from services of their own with these flags."""
+        """The references, from services of their own with these flags of the executor."""
         executor = (*flags.executor, *self.executor.reference_flags)
         return await undisturbed(
             replace(flags, executor=executor, scheduler=()), self.executor, self.seed, log
@@ -52,6 +48,18 @@ class TrialResult:
         """Notes a problem unless something holds."""
         if not holds:
             self.problems.append(problem)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does work that has no end of its own beside the body, and ends it there; raises what it failed with."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def on_stack(

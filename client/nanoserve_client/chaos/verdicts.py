@@ -25,7 +25,7 @@ class Kind(StrEnum):
     REFUSED = "refused"
     """Turned away with a time to come back, and nothing else."""
     NEAR_TIE = "near tie"
-    """It differs from where two candidates were as close as rounding."""
+    """It differs from where two candidates were as close as rounding, and came to an end."""
     BLAMED = "blamed"
     """INTERNAL, which a fault may bring upon one request."""
     WRONG = "wrong"
@@ -56,9 +56,8 @@ def judge(reference: Reference, seen: Seen, rules: Rules) -> Verdict:
         return Verdict(Kind.REFUSED)
     if problem := _boundary_problem(reference, seen):
         gap = choice_gap(reference, seen) if rules.max_gap is not None else None
-        if gap is not None and rules.max_gap is not None and gap <= rules.max_gap:
-            return Verdict(Kind.NEAR_TIE, problem, gap)
-        return Verdict(Kind.WRONG, problem, gap)
+        is_near = gap is not None and rules.max_gap is not None and gap <= rules.max_gap
+        return Verdict(Kind.NEAR_TIE if is_near and _has_ended(seen) else Kind.WRONG, problem, gap)
     if isinstance(seen.error, Internal):
         return Verdict(Kind.BLAMED, str(seen.error))
     if seen.error is not None:
@@ -67,6 +66,11 @@ def judge(reference: Reference, seen: Seen, rules: Rules) -> Verdict:
         return Verdict(Kind.LEFT) if seen.has_left else Verdict(Kind.WRONG, "it never ended")
     problem = _completion_problem(reference, seen, rules)
     return Verdict(Kind.WRONG, problem) if problem else Verdict(Kind.IDENTICAL)
+
+
+def _has_ended(seen: Seen) -> bool:
+    """Whether it came to one of the ends that a stream may come to."""
+    return seen.completion is not None or seen.has_left or isinstance(seen.error, Internal)
 
 
 def _boundary_problem(reference: Reference, seen: Seen) -> str:

@@ -38,6 +38,16 @@ def address_argument(text: str) -> str:
 
 def add_server_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """--server, and other names for it, and how to get in there."""
+    add_address_argument(parser, *aliases)
+    group = parser.add_argument_group(
+        "security", f"the API key, where the server asks, is ${API_KEY_VARIABLE}"
+    )
+    add_tls_arguments(group)
+    group.add_argument("--insecure", action="store_true", help="send the key to another machine without TLS")
+
+
+def add_address_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """--server, and other names for it."""
     parser.add_argument(
         "--server",
         *aliases,
@@ -46,15 +56,15 @@ def add_server_argument(parser: argparse.ArgumentParser, *aliases: str) -> None:
         default=DEFAULT_ADDRESS,
         help="host:port or unix:PATH of the server (default %(default)s)",
     )
-    group = parser.add_argument_group(
-        "security", f"the API key, where the server asks, is ${API_KEY_VARIABLE}"
-    )
+
+
+def add_tls_arguments(group: argparse._ArgumentGroup) -> None:
+    """How to talk to the server over TLS."""
     group.add_argument(
         "--tls-ca", metavar="F", help="roots of the server's certificate, in PEM; turns TLS on"
     )
     group.add_argument("--tls-cert", metavar="F", help="certificate to show to the server")
     group.add_argument("--tls-key", metavar="F", help="its key")
-    group.add_argument("--insecure", action="store_true", help="send the key to another machine without TLS")
 
 
 def connect(arguments: argparse.Namespace) -> Client:

@@ -37,7 +37,7 @@ class View:
 
     def frame(self, load: Load, now: float) -> list[str]:
         """The lines that show a reading, taken at `now` in seconds; rates are since the one before."""
-        tokens = steps = hits = queries = 0.0
+        tokens = steps = 0.0
         if self._before is not None and load.num_steps >= self._before[1].num_steps:  # else it has begun anew
             seconds, before = now - self._before[0], self._before[1]
             tokens = (load.num_output_tokens - before.num_output_tokens) / seconds

@@ -13,6 +13,8 @@ const { address, secured, answers } = JSON.parse(process.env.NANOSERVE_TEST);
 const client = new Client(address);
 after(() => client.close());
 const ENDLESS = { text: 'x', stop: { ignoreEos: true } };
+// Output tokens of an endless call that was cancelled soon: it would go on for 2,000.
+const FEW = 1000;
 
 /** Reads a stream to its end. */
 async function collect(stream) {
@@ -72,21 +74,25 @@ test('tokens come as text again, and the model is told', async () => {
 });
 
 test('leaving the loop cancels the call and frees what it held', async () => {
+  const before = await idle();
   for await (const { event } of client.generate(ENDLESS)) {
     if (event === 'delta') break;
   }
   const load = await idle();
   assert.equal(load.numFreeBlocks + load.numCachedBlocks, load.numTotalBlocks);
+  assert.ok(load.numOutputTokens - before.numOutputTokens < FEW);
 });
 
 test('a signal cancels the call and its reason is thrown', async () => {
+  const before = await idle();
   const controller = new AbortController();
   await assert.rejects(async () => {
     for await (const { event } of client.generate(ENDLESS, { signal: controller.signal })) {
       if (event === 'delta') controller.abort(new Error('enough'));
     }
   }, /enough/);
-  await idle();
+  const load = await idle();
+  assert.ok(load.numOutputTokens - before.numOutputTokens < FEW);
   await assert.rejects(collect(client.generate(ENDLESS, { signal: controller.signal })), /enough/);
 });
 

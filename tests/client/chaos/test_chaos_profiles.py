@@ -1,5 +1,7 @@
 """Profiles: those that ship are good, those that are not are told why, and a run follows from its seed alone."""
 
+from pathlib import Path
+
 import pytest
 
 from nanoserve_client.chaos.profile import TARGETS, load_profile, parse_profile, profile_names
@@ -41,6 +43,18 @@ def test_a_bad_profile_is_refused_by_the_name_of_its_field(text: str, name: str)
     summary = "" if text.startswith("summary") else 'summary = "s"\n'
     with pytest.raises(InvalidRequest, match=name):
         parse_profile("p", summary + text)
+
+
+def test_a_profile_is_called_what_its_file_is_and_has_the_faults_of_its_tables():
+    own = 'summary = "s"\nname = "other"\nfaults = [1]\n'
+    assert parse_profile("p", own + KILL) == parse_profile("p", 'summary = "s"\n' + KILL)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    path = tmp_path / "p.toml"
+    path.write_bytes(b'summary = "\xff"')
+    with pytest.raises(InvalidRequest, match=r"--profile.*UTF-8"):
+        load_profile(str(path))
 
 
 def test_an_unknown_profile_is_told_which_there_are():

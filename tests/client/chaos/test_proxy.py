@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanoserve_client.chaos.proxy import ByteProxy
+from nanoserve_client.connection import open_connection
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -40,13 +41,6 @@ async def proxied(folder: Path | None = None) -> AsyncIterator[ByteProxy]:
         server.close()
 
 
-async def connect(proxy: ByteProxy) -> Ends:
-    if proxy.address.startswith("unix:"):
-        return await asyncio.open_unix_connection(proxy.address.removeprefix("unix:"))
-    host, _, port = proxy.address.rpartition(":")
-    return await asyncio.open_connection(host, int(port))
-
-
 async def ask(ends: Ends, data: bytes) -> bytes:
     reader, writer = ends
     writer.write(data)
@@ -58,7 +52,7 @@ def test_bytes_pass_unchanged_both_ways(tmp_path: Path, is_unix: bool):
     async def run() -> None:
         async with proxied(tmp_path if is_unix else None) as proxy:
             data = random.Random(0).randbytes(1 << 20)
-            both = [await connect(proxy), await connect(proxy)]
+            both = [await open_connection(proxy.address), await open_connection(proxy.address)]
             reader, writer = both[0]
             writing = asyncio.ensure_future(_write(writer, data))
             assert await asyncio.wait_for(reader.readexactly(len(data)), 20) == data
@@ -86,11 +80,11 @@ async def is_over(ends: Ends) -> bool:
 def test_a_cut_ends_the_connections_there_are_and_no_later_one(tmp_path: Path, is_unix: bool):
     async def run() -> None:
         async with proxied(tmp_path if is_unix else None) as proxy:
-            before = await connect(proxy)
+            before = await open_connection(proxy.address)
             assert await ask(before, b"hello") == b"hello"
             proxy.cut()
             assert await is_over(before)
-            after = await connect(proxy)
+            after = await open_connection(proxy.address)
             assert await ask(after, b"again") == b"again"
             for _, writer in (before, after):
                 writer.close()
@@ -103,10 +97,10 @@ def test_while_it_refuses_every_connection_ends_at_once_and_afterwards_none():
         async with proxied() as proxy:
             refusing = asyncio.ensure_future(proxy.refuse(0.2))
             await asyncio.sleep(0.02)
-            refused = await connect(proxy)
+            refused = await open_connection(proxy.address)
             assert await is_over(refused)
             await refusing
-            taken = await connect(proxy)
+            taken = await open_connection(proxy.address)
             assert await ask(taken, b"in") == b"in"
             for _, writer in (refused, taken):
                 writer.close()
@@ -118,7 +112,7 @@ def test_while_it_refuses_every_connection_ends_at_once_and_afterwards_none():
 def test_what_is_held_up_comes_later_whole_and_in_order(how: str):
     async def run() -> None:
         async with proxied() as proxy:
-            ends = await connect(proxy)
+            ends = await open_connection(proxy.address)
             assert await ask(ends, b"now") == b"now"
             holding = asyncio.ensure_future(proxy.stall(0.3) if how == "stall" else proxy.delay(0.15, 0.6))
             await asyncio.sleep(0.02)

@@ -79,8 +79,15 @@ def test_an_intrusion_that_succeeds_is_told(executor: str):
 
 @pytest.mark.parametrize("way", rogue_scheduler.TAKE_OVERS)
 def test_an_executor_that_was_taken_over_goes_on_for_the_next(executor: str, way: str):
+    async def epoch() -> int:
+        async with rogue_scheduler.connected(executor) as stub:
+            return (await stub.Describe(pb.DescribeRequest())).epoch
+
     async def run() -> None:
+        before = await epoch()
         assert await rogue_scheduler.take_over(executor, way, random.Random(1)) == ""
         assert await rogue_scheduler.take_over(executor, way, random.Random(2)) == ""
+        num_opened = await epoch() - before
+        assert num_opened == 2 if way != "bad_plans" else num_opened >= 4  # of which each is several
 
     asyncio.run(run())

@@ -111,6 +111,10 @@ def break_off(seen: Seen) -> None:
     seen.completion, seen.error = None, Unavailable(grpc.StatusCode.UNAVAILABLE, "gone")
 
 
+def leave(seen: Seen) -> None:
+    seen.completion, seen.has_left = None, True
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -146,7 +150,7 @@ def test_only_exact_rules_see_rounding_in_a_log_probability():
 
 def test_a_client_that_left_is_judged_by_what_it_had():
     seen = make_seen()
-    seen.completion, seen.has_left = None, True
+    leave(seen)
     assert judge(make_reference(), seen, EXACT).kind is Kind.LEFT
     change_a_token(seen)
     assert judge(make_reference(), seen, EXACT).kind is Kind.WRONG
@@ -174,6 +178,16 @@ def test_a_greedy_stream_may_differ_from_where_two_tokens_were_as_close_as_round
     seen = make_seen(make_output((5, 6, 99, 8), (-1.0, -1.0, other, -1.0)))
     assert judge(make_reference(), seen, NEAR).kind is kind
     assert judge(make_reference(), seen, EXACT).kind is Kind.WRONG
+
+
+def test_a_near_tie_excuses_no_stream_that_came_to_no_end():
+    for damage, kind in ((never_end, Kind.WRONG), (break_off, Kind.WRONG), (leave, Kind.NEAR_TIE)):
+        seen = make_seen(make_output((5, 6, 99, 8)))
+        damage(seen)
+        assert judge(make_reference(), seen, NEAR).kind is kind
+    blamed = make_seen(make_output((5, 6, 99, 8)))
+    blamed.completion, blamed.error = None, Internal(grpc.StatusCode.INTERNAL, "id")
+    assert judge(make_reference(), blamed, NEAR).kind is Kind.NEAR_TIE
 
 
 @pytest.mark.parametrize("index", [0, 1])
