@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_models import gpu
 from torch_harness import (
     VOCAB_SIZE,
     Hand,
     generate_alone,
-    gpu,
     kv_cache_of,
     make_runner,
     random_tokens,

