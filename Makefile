@@ -88,6 +88,8 @@ check-gpu: $(INSTALLED)  ## What only a GPU can show: its tests, all kernels' te
 	$(BIN)/python -m pytest tests/executor_svc/kernels
 	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --target-processes all --error-exitcode 9 \
 	  $(BIN)/python -m pytest -q -x $(KERNEL_TESTS) -k "(sees or shares or whole or bits) and not cover" || exit 1; done
+	compute-sanitizer --tool memcheck --target-processes all --error-exitcode 9 \
+	  $(BIN)/python -m pytest -q -x tests/executor_svc/kernels/test_resident.py
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,7 +27,8 @@ Steps = dict[int, list[float]]
 
 def measure(tree: Path, flags: list[str]) -> dict[int, float]:
     """Milliseconds a step by batch size; CalledProcessError where the tree's benchmark fails."""
-    paths = os.pathsep.join(map(str, (tree, tree / "client", tree / "protos")))
+    ours = (str(tree), str(tree / "client"), str(tree / "protos"))
+    paths = os.pathsep.join((*ours, *filter(None, [os.environ.get("PYTHONPATH")])))
     command = [sys.executable, "benchmarks/latency.py", "--workload=W3", *flags]
     done = subprocess.run(
         command,

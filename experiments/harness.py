@@ -8,6 +8,7 @@ short (`--minutes` does it cleanly) goes on where it was when the same command i
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -180,10 +181,9 @@ def _close(services: Services, progress: Progress) -> None:
 
 
 def print_rows(store: Store) -> None:
-    """A table of the first figures of an experiment; the file has them all."""
-    columns = list(
-        dict.fromkeys(name for row in store.rows for name, value in row.items() if _is_figure(name, value))
-    )
+    """A table of the first figures of an experiment, those that most cases have before others; the file has all."""
+    counts = Counter(name for row in store.rows for name, value in row.items() if _is_figure(name, value))
+    columns = [name for name, _ in counts.most_common()]
     print(f"\n{store.experiment} ({store.model})")
     print_table(store.rows, columns[:_MOST_COLUMNS])
 

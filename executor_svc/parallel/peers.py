@@ -30,34 +30,37 @@ class Way(Enum):
 
 TWO_SHOT_SIZES = (2, 4, 8)
 """How many ranks two-shot is made for."""
-# The largest messages of one-shot by number of ranks: from where experiments/allreduce_model.py has two-shot overtake
-# it; of two ranks, and of two-shot, from where NCCL's many channels are assumed to. None of it was measured.
-_ONE_SHOT_BYTES = {2: 2**20, 4: 2**20}
-_MANY_ONE_SHOT_BYTES = 2**18
-_TWO_SHOT_BYTES = 2**22
+# Of `auto`: the largest messages that go each way, by number of ranks; larger ones go by the group. Of two ranks as
+# benchmarks/all_reduce.py measured over NVLink (docs/tensor-parallel.md): there one-shot pays only with RMSNorm in its
+# kernel. Of more by experiments/allreduce_model.py, and by where NCCL's many channels are assumed to overtake two-shot.
+_WAYS = {
+    2: ((2**20, Way.GROUP), (2**23, Way.TWO_SHOT)),
+    4: ((2**20, Way.ONE_SHOT), (2**22, Way.TWO_SHOT)),
+    8: ((2**18, Way.ONE_SHOT), (2**22, Way.TWO_SHOT)),
+}
+_OTHER_WAYS = ((2**18, Way.ONE_SHOT),)
+_FUSED_BYTES = {2: 2**20, 4: 2**20}
+_OTHER_FUSED_BYTES = 2**18
 
 
 def choose_way(mode: str, size: int, num_bytes: int) -> Way:
     """How `size` ranks sum so many bytes, by `--all-reduce`."""
     if mode != AUTO:
         return Way(mode)
-    one_shot, two_shot = _limits(size)
-    if num_bytes <= one_shot:
-        return Way.ONE_SHOT
-    return Way.TWO_SHOT if num_bytes <= two_shot else Way.GROUP
+    return next((way for limit, way in _WAYS.get(size, _OTHER_WAYS) if num_bytes <= limit), Way.GROUP)
+
+
+def chooses_fused(mode: str, size: int, num_bytes: int) -> bool:
+    """Whether `size` ranks sum so many bytes in the kernel of the RMSNorm behind it, by `--all-reduce`."""
+    limit = _FUSED_BYTES.get(size, _OTHER_FUSED_BYTES)
+    return num_bytes <= limit if mode == AUTO else Way(mode) is Way.ONE_SHOT
 
 
 def largest_message(mode: str, size: int, num_bytes: int) -> int:
     """The most bytes that ranks sum otherwise than by the group, where the largest message has `num_bytes`."""
     if mode != AUTO:
         return 0 if mode == NCCL else num_bytes
-    return min(num_bytes, max(_limits(size)))
-
-
-def _limits(size: int) -> tuple[int, int]:
-    """The most bytes that `size` ranks sum one-shot, and two-shot: 0 where they never do."""
-    one_shot = _ONE_SHOT_BYTES.get(size, _MANY_ONE_SHOT_BYTES)
-    return one_shot, _TWO_SHOT_BYTES if size in TWO_SHOT_SIZES[1:] else 0
+    return min(num_bytes, max(limit for limit, _ in _WAYS.get(size, _OTHER_WAYS)))
 
 
 def check_mode(mode: str, place: Place, device: torch.device) -> None:
@@ -122,7 +125,8 @@ class PeerMemory:
 
     def fuses(self, x: torch.Tensor) -> bool:
         """Whether `x`, [n, size], goes through `sum_add_rms_norm`."""
-        return len(x) <= self._kernels.MAX_PROGRAMS and self.way(x) is Way.ONE_SHOT
+        is_small = len(x) <= self._kernels.MAX_PROGRAMS and self._holds(x)
+        return is_small and chooses_fused(self._mode, self._size, x.nbytes)
 
     def sum(self, x: torch.Tensor, way: Way) -> torch.Tensor:
         """The sum of all ranks' `x`, which may be overwritten, one-shot or two-shot."""

@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanoserve_client import Client
 from nanoserve_client.supervisor import LocalServer
 
-FLAGS = [
-    "--device=cpu",
+ANY_FLAGS = [
     "--dtype=float32",
     "--num-kv-blocks=129",
     "--max-num-seqs=8",
     "--tensor-parallel-size=2",
 ]
+FLAGS = ["--device=cpu", *ANY_FLAGS]
 LIMIT_SECONDS = 5.0
 PROMPT = [5, 60, 7, 201]
 NUM_STREAMS = 4
@@ -52,8 +53,22 @@ def answer(client: Client, number: int) -> tuple[int, ...]:
     return client.generate(PROMPT, max_tokens=120, ignore_eos=True, **params).token_ids
 
 
-def test_every_stream_survives_the_death_and_the_hang_of_any_rank() -> None:
-    with LocalServer(executor_flags=FLAGS) as server, Client(server.address) as client:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices"),
+            ],
+        ),
+    ],
+)
+def test_every_stream_survives_the_death_and_the_hang_of_any_rank(device: str) -> None:
+    flags = [f"--device={device}", *ANY_FLAGS]
+    with LocalServer(executor_flags=flags) as server, Client(server.address) as client:
         expected = [answer(client, number) for number in range(NUM_STREAMS)]
         assert len(set(expected[0])) > 20, "the test means nothing where all tokens are alike"
         for rank, number in ((0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)):

@@ -128,10 +128,21 @@ def demo_alone_on_cuda() -> list[Completion]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize(
     "flags",
-    [["--all-reduce=one-shot"], ["--all-reduce=two-shot"], ["--all-reduce=one-shot", "--enforce-eager"]],
+    [
+        ["--all-reduce=one-shot"],
+        ["--all-reduce=two-shot"],
+        ["--all-reduce=one-shot", "--enforce-eager"],
+        pytest.param(
+            ["--all-reduce=nccl"],
+            marks=pytest.mark.skipif(
+                torch.cuda.device_count() < 2, reason="NCCL wants a device for each rank, and there is one"
+            ),
+        ),
+    ],
 )
-def test_two_ranks_that_share_a_cuda_device_say_the_same(
+def test_two_ranks_on_cuda_say_the_same(
     demo_alone_on_cuda: list[Completion], flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    if torch.cuda.device_count() < 2:
+        monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
     check_same(demo_alone_on_cuda, answers(None, 2, make_cases(VOCAB_SIZE), [*CUDA_FLAGS, *flags]))

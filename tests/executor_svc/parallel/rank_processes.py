@@ -20,7 +20,7 @@ _LIMIT_SECONDS = 240.0
 
 
 def run_ranks(work: Work, size: int, device: str) -> list[Any]:
-    """What `work`, a function of a module, returns on each of `size` ranks; on CUDA several share device 0, by gloo."""
+    """What `work`, a function of a module, returns on each of `size` ranks; on CUDA they share a device if too few."""
     store, port = loopback_store(size)
     context = get_context("spawn")
     told = context.SimpleQueue()
@@ -46,13 +46,13 @@ def run_ranks(work: Work, size: int, device: str) -> list[Any]:
 
 
 def _run(work: Work, size: int, port: int, device: str, rank: int, told: Any) -> None:
-    overlapping = device == "cuda" and size > 1
+    overlapping = device == "cuda" and size > torch.cuda.device_count()
     if overlapping:
         os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
         place = Place(rank, size, rank, size, "127.0.0.1", overlapping)
-        where = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+        where = torch.device("cuda", place.device_index) if device == "cuda" else torch.device(device)
         prepare_device(where, place)
         join_group(TCPStore("127.0.0.1", port, size, is_master=False), place, where)
         # By value: torch would share memory that ends with this process.

@@ -1,21 +1,30 @@
 """Which way a message is summed."""
 
+import itertools
+
 import pytest
 import torch
 
-from executor_svc.parallel.peers import TWO_SHOT_SIZES, Way, check_mode, choose_way, largest_message
+from executor_svc.parallel.peers import (
+    TWO_SHOT_SIZES,
+    Way,
+    check_mode,
+    choose_way,
+    chooses_fused,
+    largest_message,
+)
 from executor_svc.parallel.place import Place
 
 MESSAGES = [2**power for power in range(8, 27)]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 6, 8])
-def test_larger_messages_never_go_by_more_bytes_and_the_largest_by_the_group(size: int) -> None:
-    order = [Way.ONE_SHOT, Way.TWO_SHOT, Way.GROUP]
-    ways = [order.index(choose_way("auto", size, num_bytes)) for num_bytes in MESSAGES]
-    assert ways == sorted(ways)
-    assert (ways[0], ways[-1]) == (0, 2)
-    assert size in TWO_SHOT_SIZES or 1 not in ways
+def test_the_largest_messages_go_by_the_group_and_two_shot_only_where_it_is_made(size: int) -> None:
+    ways = [choose_way("auto", size, num_bytes) for num_bytes in MESSAGES]
+    assert ways[-1] is Way.GROUP
+    assert (Way.TWO_SHOT in ways) == (size in TWO_SHOT_SIZES)
+    changes = sum(a is not b for a, b in itertools.pairwise(ways))
+    assert changes == len(set(ways)) - 1 + (ways[0] is Way.GROUP), "each way has one range of sizes"
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
@@ -24,7 +33,8 @@ def test_the_buffer_holds_every_message_that_does_not_go_by_the_group(mode: str,
     for largest in (2**12, 2**25):
         held = largest_message(mode, size, largest)
         for num_bytes in MESSAGES:
-            if num_bytes <= largest and choose_way(mode, size, num_bytes) is not Way.GROUP:
+            way, is_fused = choose_way(mode, size, num_bytes), chooses_fused(mode, size, num_bytes)
+            if num_bytes <= largest and (way is not Way.GROUP or is_fused):
                 assert num_bytes <= held
 
 

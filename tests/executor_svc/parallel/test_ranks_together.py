@@ -1,6 +1,6 @@
 """What ranks do together gives all of them the same bits: on CPUs by gloo, on CUDA over memory of each other, and NCCL.
 
-On CUDA two or four ranks share one device, and take turns on it.
+On CUDA ranks that have no device each share one, and take turns on it.
 """
 
 import os
