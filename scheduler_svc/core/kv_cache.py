@@ -20,8 +20,8 @@ class KVCache:
         self._enable_prefix_caching = enable_prefix_caching
         self._filled: list[tuple[list[Sequence], list[int], bytes]] = []
 
-    def find_hits(self, sequence: Sequence) -> list[CacheEntry]:
-        """Entries for a prefix of a waiting sequence: all but its last token at the most, which must be computed."""
+    def find_hits(self, sequence: Sequence) -> list[int]:
+        """Blocks with a prefix of a waiting sequence: all but its last token at the most, which must be computed."""
         self.settle()
         if not self._enable_prefix_caching or sequence.owes_prompt_logprobs:
             return []
@@ -29,23 +29,20 @@ class KVCache:
         salt = sequence.request.cache_salt
         return self.prefixes.find(sequence.token_ids.astype("<i4", copy=False).tobytes(), salt, max_blocks)
 
-    def has_room(self, hits: list[CacheEntry], num_tokens: int) -> bool:
+    def has_room(self, hits: list[int], num_tokens: int) -> bool:
         """Whether blocks for `num_tokens`, the hits among them, can be had."""
         num_blocks, num_available = self._limits.blocks_to_start(num_tokens), self.pool.num_available
         if num_blocks <= num_available:
             return True  # even if nobody holds a hit
-        num_idle_hits = self.pool.num_cached_of([entry.block for entry in hits])
-        return num_blocks - len(hits) <= num_available - num_idle_hits
+        return num_blocks - len(hits) <= num_available - self.pool.num_cached_of(hits)
 
-    def open(self, sequence: Sequence, hits: list[CacheEntry]) -> None:
+    def open(self, sequence: Sequence, hits: list[int]) -> None:
         """Gives a sequence about to start its hits, and new blocks for all its other known tokens or more."""
-        sequence.block_table = [entry.block for entry in hits]
-        self.pool.hold(sequence.block_table)
+        self.pool.hold(hits)
         sequence.num_registered_blocks = len(hits) if self._enable_prefix_caching else -1
-        sequence.last_entry = hits[-1] if hits else None
-        sequence.block_table += self.allocate(
-            self._limits.blocks_to_start(len(sequence.token_ids)) - len(hits)
-        )
+        sequence.last_entry = self.prefixes.by_block[hits[-1]] if hits else None
+        num_new = self._limits.blocks_to_start(len(sequence.token_ids)) - len(hits)
+        sequence.block_table = hits + self.allocate(num_new)
 
     def allocate(self, num_blocks: int) -> list[int]:
         """New blocks, to be put in sequences' tables. There is room."""

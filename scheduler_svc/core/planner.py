@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from scheduler_svc.core.config import CoreConfig
 from scheduler_svc.core.draft import Draft
 from scheduler_svc.core.limits import MAX_START_BYTES
-from scheduler_svc.core.prefix_cache import CacheEntry
 from scheduler_svc.core.request import ONE, Int32Array, Int64Array
 from scheduler_svc.core.sequence import Sequence
 from scheduler_svc.core.state import State
@@ -186,7 +185,7 @@ class Planner:
         sequence_id, num_available = self._blocked
         return sequence_id == sequence.sequence_id and self._state.cache.pool.num_available <= num_available
 
-    def _start(self, draft: Draft, sequence: Sequence, hits: list[CacheEntry]) -> None:
+    def _start(self, draft: Draft, sequence: Sequence, hits: list[int]) -> None:
         num_hit_tokens = len(hits) * self._limits.block_size
         self._state.cache.open(sequence, hits)
         self._state.rows.start(sequence, self.next_incarnation, num_hit_tokens)

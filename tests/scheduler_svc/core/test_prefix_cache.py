@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from scheduler_svc.core import prefix_cache
-from scheduler_svc.core.prefix_cache import CacheEntry, PrefixCache
+from scheduler_svc.core.prefix_cache import TOKEN_BYTES, CacheEntry, PrefixCache
 
 BLOCK_SIZE = 2
 prompts = st.lists(st.integers(0, 1), min_size=1, max_size=10)
@@ -35,30 +35,42 @@ def test_the_longest_added_prefix_of_the_same_salt_is_found(added, wanted):
         for end in range(BLOCK_SIZE, len(tokens) + 1, BLOCK_SIZE):
             known[salt].add(tuple(tokens[:end]))
     for salt, prefixes in known.items():
-        chain = cache.find(as_bytes(wanted), salt, len(wanted) // BLOCK_SIZE)
+        found = cache.find(as_bytes(wanted), salt, len(wanted) // BLOCK_SIZE)
+        chain = [cache.by_block[block] for block in found]
         expected = 0
         while (
             tuple(wanted[: (expected + 1) * BLOCK_SIZE]) in prefixes and expected < len(wanted) // BLOCK_SIZE
         ):
             expected += 1
         assert len(chain) == expected
-        assert b"".join(entry.tokens for entry in chain) == as_bytes(wanted[: expected * BLOCK_SIZE])
+        assert b"".join(entry.source[-BLOCK_SIZE * TOKEN_BYTES :] for entry in chain) == as_bytes(
+            wanted[: expected * BLOCK_SIZE]
+        )
         assert all(entry.salt == salt for entry in chain)
 
 
 def test_no_more_blocks_are_found_than_asked_for():
     cache = PrefixCache(BLOCK_SIZE, seed=7)
     add_all(cache, [1, 2, 3, 4, 5, 6], b"", 1)
-    assert [entry.block for entry in cache.find(as_bytes([1, 2, 3, 4, 5, 6]), b"", 2)] == [1, 2]
+    assert cache.find(as_bytes([1, 2, 3, 4, 5, 6]), b"", 2) == [1, 2]
 
 
 def test_a_key_collision_is_never_a_hit(monkeypatch):
     monkeypatch.setattr(prefix_cache, "xxh3_128_digest", lambda data, seed: b"the same key for all")
     cache = PrefixCache(BLOCK_SIZE, seed=7)
     add_all(cache, [1, 2], b"", 1)
-    assert [entry.block for entry in cache.find(as_bytes([1, 2]), b"", 1)] == [1]
+    assert cache.find(as_bytes([1, 2]), b"", 1) == [1]
     assert cache.find(as_bytes([3, 4]), b"", 1) == []
     assert cache.find(as_bytes([1, 2]), b"salt", 1) == []
+
+
+def test_the_same_tokens_behind_another_parent_of_the_same_key_are_no_hit(monkeypatch):
+    monkeypatch.setattr(prefix_cache, "xxh3_128_digest", lambda data, seed: b"the same key for all")
+    cache = PrefixCache(BLOCK_SIZE, seed=7)
+    add_all(cache, [1, 2, 3, 4], b"", 1)
+    add_all(cache, [5, 6], b"", 3)
+    assert cache.find(as_bytes([1, 2, 3, 4]), b"", 2) == [1, 2]
+    assert cache.find(as_bytes([5, 6, 3, 4]), b"", 2) == [3]
 
 
 def test_a_forgotten_block_breaks_the_chain_behind_it():
@@ -79,7 +91,7 @@ def test_a_child_of_a_forgotten_parent_is_displaced_when_its_prefix_is_computed_
     assert displaced == orphan.block
     assert entry is not None
     assert entry.block == 6
-    assert [found.block for found in cache.find(as_bytes([1, 2, 3, 4]), b"", 2)] == [5, 6]
+    assert cache.find(as_bytes([1, 2, 3, 4]), b"", 2) == [5, 6]
 
 
 def test_nothing_is_added_behind_a_parent_that_is_gone():
