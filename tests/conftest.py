@@ -15,6 +15,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Before anything imports torch, whoever the tests start included: models as small as these gain nothing from a second
+# thread, and the processes of a test, and tests side by side, would wait for one another's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def authorities(tmp_path_factory: pytest.TempPathFactory) -> Authorities:

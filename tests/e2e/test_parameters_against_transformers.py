@@ -77,11 +77,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
     (folder / "generation_config.json").write_text(json.dumps(GENERATION_CONFIG))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     flags = ["--verify", "--dtype=float32", "--num-kv-blocks=129", "--max-num-seqs=8"]
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the executor computes beside
     with LocalServer(str(folder), executor_flags=flags) as server, Client(server.address) as client:
         yield Reference(model, GenerationConfig.from_pretrained(folder), client)
-    torch.set_num_threads(num_threads)
 
 
 def random_params(draw: random.Random) -> dict[str, Any]:
