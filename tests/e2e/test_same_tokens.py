@@ -2,23 +2,29 @@
 
 import asyncio
 import random
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import running
 
 from nanoserve_client import AsyncClient, Client, Load
-from nanoserve_client.supervisor import LocalServer
+from nanoserve_client.health import is_serving
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 from demo_tasks import HELD_OUT_SYSTEM, TASKS, make_turn
 
-NUM_REQUESTS = 64
+NUM_REQUESTS = 36
 # Sampled tokens hang on the last bits of logits, which batching changes: in float32 too little to matter.
 DTYPE = "--dtype=float32"
-TINY_CACHE = ["--verify", DTYPE, "--num-kv-blocks=60", "--max-num-seqs=16", "--block-size=16"]
+TINY_CACHE = ["--verify", DTYPE, "--num-kv-blocks=44", "--max-num-seqs=16", "--block-size=16"]
+# Few rows, so that a static batch follows another, and for each of them the blocks that a contiguous one reserves.
+FEW_ROWS = ["--verify", DTYPE, "--num-kv-blocks=129", "--max-num-seqs=4", "--max-model-len=512"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Case:
     leaves_after: int | None
 
     def params(self) -> dict[str, object]:
-        return {"temperature": self.temperature, "seed": self.seed, "max_tokens": 300}
+        return {"temperature": self.temperature, "seed": self.seed, "max_tokens": 150}
 
 
 def make_cases(seed: int) -> list[Case]:
@@ -82,10 +88,37 @@ def wait_until_idle(client: Client) -> Load:
     return client.get_load()
 
 
+@contextmanager
+def scheduler(executor: str, *flags: str) -> Iterator[str]:
+    """A scheduler of its own for an executor that others had before; yields its address."""
+    with running("scheduler_svc", f"--executor={executor}", "--listen=127.0.0.1:0", *flags) as process:
+        address = process.event("listening")["address"]
+        while not is_serving(address):
+            time.sleep(0.02)
+        yield address
+        assert process.end(signal.SIGTERM) == 0
+
+
 @pytest.fixture(scope="module")
-def alone() -> list[tuple[str, tuple[int, ...]]]:
+def few_rows() -> Iterator[str]:
+    """Address of an executor for a few sequences, with room for all of them."""
+    with running("executor_svc", *FEW_ROWS, "--listen=127.0.0.1:0") as process:
+        yield process.event("listening")["address"]
+        assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.fixture(scope="module")
+def tiny_cache() -> Iterator[str]:
+    """Address of an executor with rows for more sequences than there are blocks for."""
+    with running("executor_svc", *TINY_CACHE, "--listen=127.0.0.1:0") as process:
+        yield process.event("listening")["address"]
+        assert process.end(signal.SIGTERM) == 0
+
+
+@pytest.fixture(scope="module")
+def alone(few_rows: str) -> list[tuple[str, tuple[int, ...]]]:
     """What each case gets when nothing else runs and nothing is cached."""
-    with LocalServer(executor_flags=["--verify", DTYPE]) as server, Client(server.address) as client:
+    with scheduler(few_rows) as address, Client(address) as client:
         answers = []
         for number, case in enumerate(make_cases(1)):
             completion = client.generate(case.messages, cache_salt=f"alone {number}", **case.params())
@@ -104,12 +137,12 @@ def alone() -> list[tuple[str, tuple[int, ...]]]:
     ],
 )
 def test_every_stream_equals_its_run_alone(
-    alone: list[tuple[str, tuple[int, ...]]], scheduler_flags: list[str]
+    alone: list[tuple[str, tuple[int, ...]]], tiny_cache: str, scheduler_flags: list[str]
 ):
     cases = make_cases(1)
-    with LocalServer(executor_flags=TINY_CACHE, scheduler_flags=scheduler_flags) as server:
-        got = asyncio.run(run_together(server.address, cases))
-        with Client(server.address) as client:
+    with scheduler(tiny_cache, *scheduler_flags) as address:
+        got = asyncio.run(run_together(address, cases))
+        with Client(address) as client:
             load = wait_until_idle(client)
     for case, expected, answer in zip(cases, alone, got, strict=True):
         assert answer == expected or (answer is None and case.leaves_after is not None)
@@ -132,12 +165,12 @@ def test_every_stream_equals_its_run_alone(
     ],
 )
 def test_the_policies_of_the_study_change_no_token(
-    alone: list[tuple[str, tuple[int, ...]]], scheduler_flags: list[str]
+    alone: list[tuple[str, tuple[int, ...]]], few_rows: str, scheduler_flags: list[str]
 ):
-    cases = make_cases(1)[:9]
-    with LocalServer(executor_flags=[DTYPE, "--max-num-seqs=8"], scheduler_flags=scheduler_flags) as server:
-        got = asyncio.run(run_together(server.address, cases))
-        with Client(server.address) as client:
+    cases = make_cases(1)[:6]
+    with scheduler(few_rows, *scheduler_flags) as address:
+        got = asyncio.run(run_together(address, cases))
+        with Client(address) as client:
             assert wait_until_idle(client).num_held_blocks == 0
     for case, expected, answer in zip(cases, alone, got, strict=False):
         assert answer == expected or (answer is None and case.leaves_after is not None)
