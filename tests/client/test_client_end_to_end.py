@@ -21,13 +21,13 @@ from nanoserve_client.supervisor import LocalServer
 pytestmark = pytest.mark.e2e
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEMO = Path(__file__).parents[2] / "experiments" / "demo.py"
-COUNT = [ns.Message("user", "Count from 3 to 60.")]
-COUNTED = ", ".join(map(str, range(3, 61)))
+COUNT = [ns.Message("user", "Count from 3 to 40.")]
+COUNTED = ", ".join(map(str, range(3, 41)))
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+    with LocalServer(executor_flags=["--num-kv-blocks=129"]) as server:
         yield server
 
 
@@ -77,8 +77,7 @@ def test_the_command_line_of_the_readme_answers_its_question(
         assert capsys.readouterr() == ("168\n", "")
 
 
-@pytest.mark.parametrize("level", ["info", "warning"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "level"), [(signal.SIGTERM, "info"), (signal.SIGINT, "warning")])
 def test_serve_finishes_its_streams_when_told_to_end(number: signal.Signals, level: str) -> None:
     command = [sys.executable, "-m", "nanoserve_client", "serve", "--virtual", "--virtual-step-ms=20"]
     process = subprocess.Popen(

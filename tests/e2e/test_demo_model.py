@@ -21,7 +21,7 @@ async def answer_all(address: str, prompts: Sequence[str | list[dict[str, str]]]
     return [completion.text for completion in completions]
 
 
-@pytest.mark.parametrize(("system", "count"), [("none", 120), ("long", 48)])
+@pytest.mark.parametrize(("system", "count"), [("none", 60), ("long", 24)])
 def test_held_out_tasks_are_answered_right(demo_server: LocalServer, system: str, count: int):
     conversations = evaluation_set(count, seed=3, system=system)
     answers = asyncio.run(answer_all(demo_server.address, [each.prompt() for each in conversations]))

@@ -11,7 +11,7 @@ from random_checkpoints import SHAPES, VOCAB_SIZE, Shape, make_checkpoint
 from nanoserve_client import Client, Completion, TokenLogprob
 from nanoserve_client.supervisor import LocalServer
 
-NUM_TOKENS = 64
+NUM_TOKENS = 32
 TOLERANCE = 1e-4
 
 

@@ -51,8 +51,14 @@ REQUESTS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+    with LocalServer(executor_flags=["--num-kv-blocks=129", "--max-num-seqs=16"]) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def wanted(server: LocalServer) -> list[ns.Completion]:
+    """What the streams tell when nothing has happened to the server yet."""
+    return asyncio.run(complete_all(server.address))
 
 
 def essence(completion: ns.Completion) -> list[tuple[Any, ...]]:
@@ -119,8 +125,9 @@ def kill_both(server: LocalServer) -> None:
 @pytest.mark.parametrize(
     "disturb", [kill_executor, terminate_executor, stop_executor, kill_scheduler, kill_both]
 )
-def test_every_stream_tells_what_it_tells_undisturbed(server: LocalServer, disturb: Any) -> None:
-    wanted = asyncio.run(complete_all(server.address))
+def test_every_stream_tells_what_it_tells_undisturbed(
+    server: LocalServer, wanted: list[ns.Completion], disturb: Any
+) -> None:
     completions = asyncio.run(complete_all(server.address, lambda: disturb(server)))
     for before, after in zip(wanted, completions, strict=True):
         assert essence(after) == essence(before)
