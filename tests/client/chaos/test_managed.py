@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from nanoserve_client.chaos import managed as managed_module
 from nanoserve_client.chaos.managed import ManagedProcess
 from nanoserve_client.chaos.process_table import descendants, is_running, largest, use_of
 
@@ -55,7 +56,9 @@ def test_an_end_that_was_seen_to_is_no_problem_and_another_is():
     asyncio.run(run())
 
 
-def test_a_process_that_outlives_its_parent_is_found_and_ended():
+def test_a_process_that_outlives_its_parent_is_found_and_ended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(managed_module, "_ORPHAN_SECONDS", 0.5)
+
     async def run() -> None:
         process = managed(PARENT)
         await process.start()
