@@ -145,7 +145,7 @@ VIRTUAL = ["--virtual", "--virtual-step-ms=20", "--num-kv-blocks=100"]
 def test_a_killed_api_worker_costs_its_streams_a_pause() -> None:
     with LocalServer(executor_flags=VIRTUAL, scheduler_flags=["--api-workers=1"]) as server:
         with ns.Client(server.address) as client:
-            fields: dict[str, Any] = {"seed": 3, "max_tokens": 60, "ignore_eos": True}
+            fields: dict[str, Any] = {"seed": 3, "max_tokens": 40, "ignore_eos": True}
             wanted = client.generate([1, 2], **fields)
             with client.stream([1, 2], **fields) as stream:
                 for _ in range(5):
@@ -158,7 +158,7 @@ def test_a_killed_api_worker_costs_its_streams_a_pause() -> None:
 def test_a_request_that_only_waited_is_asked_for_again() -> None:
     with LocalServer(executor_flags=VIRTUAL, scheduler_flags=["--batching=naive"]) as server:
         with ns.Client(server.address, connections=2) as client:
-            fields: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True}
+            fields: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
 
             async def test() -> None:
                 first = asyncio.ensure_future(asyncio.to_thread(client.generate, [1, 2], seed=3, **fields))
@@ -241,4 +241,4 @@ def test_who_prefers_the_error_gets_it(kind: str) -> None:
 def test_a_server_that_is_gone_is_waited_for_until_the_calls_own_end(kind: str) -> None:
     server = LocalServer(executor_flags=VIRTUAL).start()
     with pytest.raises(ns.DeadlineExceeded):
-        read_to_the_end(kind, server.address, server.kill, 3.0)
+        read_to_the_end(kind, server.address, server.kill, 2.0)
