@@ -5,6 +5,9 @@ either is killed, the kernel closes its end and tells the other.
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -170,9 +173,11 @@ class WorkerPool:
             connection.close()
             del self.processes[index]
             self.listening.discard(index)
-            # It may be gone, or about to; a worker whose connection is lost is of no use in any case.
+            # It may be gone, or about to; a worker whose connection is lost is of no use in any case. `process.kill()`
+            # would take the status of one that is gone before asyncio does, which then could not tell why it ended.
             if process.returncode is None:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
             status = await process.wait()
         return reason, status
 

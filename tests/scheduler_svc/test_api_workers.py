@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +183,35 @@ def test_a_port_in_use_is_told_by_its_flag(tmp_path: Path):
     run(test)
 
 
-def test_a_worker_that_is_killed_before_it_listens_is_started_again():
-    async def test() -> None:
-        pool = WorkerPool(
-            "127.0.0.1:0", 2, WorkerFlags(demo_checkpoint(), "demo", "info"), lambda command: None
-        )
-        starting = asyncio.ensure_future(pool.start())
-        while 1 not in pool.processes:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        pool.processes[1].kill()
-        await starting
-        assert pool.listening == {0, 1}
-        await pool.stop()
+async def kill_before_it_listens(held_up_seconds: float = 0.0) -> None:
+    """The loop is held up behind the kill."""
+    pool = WorkerPool("127.0.0.1:0", 2, WorkerFlags(demo_checkpoint(), "demo", "info"), lambda command: None)
+    starting = asyncio.ensure_future(pool.start())
+    while 1 not in pool.processes:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    pool.processes[1].kill()
+    time.sleep(held_up_seconds)  # noqa: ASYNC251 (that is the point)
+    await starting
+    assert pool.listening == {0, 1}
+    await pool.stop()
 
-    run(test)
+
+def test_a_worker_that_is_killed_before_it_listens_is_started_again():
+    run(kill_before_it_listens)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="os.waitid with WNOWAIT")
+def test_why_a_worker_ended_is_known_though_its_connection_is_lost_first(monkeypatch: pytest.MonkeyPatch):
+    waitpid = os.waitpid
+
+    def wait_late(pid: int, options: int) -> tuple[int, int]:
+        if options == 0:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            time.sleep(0.3)
+        return waitpid(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", wait_late)
+    run(lambda: kill_before_it_listens(held_up_seconds=0.1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
