@@ -60,10 +60,11 @@ def test_services_that_do_not_start_are_ended():
         raise AssertionError("it has started")
 
     async def run() -> None:
+        before = set(descendants(os.getpid()))
         with pytest.raises(ServerStartError, match="executor"):
             await on_stack(StackFlags(executor=["--no-such-flag"]), ServiceLog(), no_play)
         for _ in range(1000):
-            if not descendants(os.getpid()):
+            if before.issuperset(descendants(os.getpid())):
                 return
             await asyncio.sleep(0.01)
         raise AssertionError("processes are left")
