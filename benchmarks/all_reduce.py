@@ -30,6 +30,7 @@ from experiments.allreduce_model import NVLINK_CLASS, all_reduce_seconds
 _MOST_BYTES, _EPS = 2**26, 1e-6
 _CALLS, _ROUNDS = 20, 11
 _COLUMNS = (
+    "tokens",
     "bytes",
     "nccl_us",
     "one-shot_us",
@@ -66,7 +67,7 @@ class Message:
         return found
 
     def check(self) -> None:
-        """BaseException where a way gives another sum."""
+        """AssertionError where a way gives another sum."""
         expected = self._place.size * (self._place.size + 1) / 2
         for way, compute in self.sums().items():
             self._x.fill_(self._place.rank + 1)

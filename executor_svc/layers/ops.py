@@ -108,7 +108,7 @@ class Ops(Protocol):
         """
 
     @property
-    def sample_filtered_rows(self) -> "FilteredSampler | None":
+    def sample_filtered_rows(self) -> FilteredSampler | None:
         """None where the general sampler has to do it."""
 
     def advance_rows(
