@@ -32,7 +32,8 @@ TWO_SHOT_SIZES = (2, 4, 8)
 """How many ranks two-shot is made for."""
 # Of `auto`: the largest messages that go each way, by number of ranks; larger ones go by the group. Of two ranks as
 # benchmarks/all_reduce.py measured over NVLink (docs/tensor-parallel.md): there one-shot pays only with RMSNorm in its
-# kernel, measured to 128 KiB. Of more by experiments/allreduce_model.py, and by where NCCL's many channels are assumed to overtake two-shot.
+# kernel, measured to 128 KiB. Of more ranks by experiments/allreduce_model.py, and by where NCCL's many channels are
+# assumed to overtake two-shot.
 _WAYS = {
     2: ((2**20, Way.GROUP), (2**23, Way.TWO_SHOT)),
     4: ((2**20, Way.ONE_SHOT), (2**22, Way.TWO_SHOT)),
