@@ -16,7 +16,6 @@ from pathlib import Path
 import structlog
 
 from executor_svc.config import ExecutorConfig, parse_config
-from executor_svc.parallel.children import die_with_parent
 from executor_svc.parallel.place import Place, read_place
 from executor_svc.profile.profiler import Profiling
 from executor_svc.progress import Page, page_of
@@ -33,6 +32,7 @@ from nanoserve.checkpoint import (
     weights_fingerprint,
 )
 from nanoserve.logs import configure_logs
+from nanoserve.parent import die_with_parent
 
 _STOP_GRACE_SECONDS = 5.0
 _FATAL_POLL_SECONDS = 0.25

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from executor_svc.progress import PROGRESS_VARIABLE, Page, Reading, make_file
+from nanoserve.parent import child_environment
 from nanoserve.step_limits import TICK_SECONDS, StepClock
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -30,7 +31,7 @@ def watch(command: Sequence[str]) -> int:
     for handled in (*_FORWARDED, signal.SIGCHLD):
         signal.signal(handled, lambda *_: None)
     file = make_file()
-    environment = os.environ | {PROGRESS_VARIABLE: str(file), "NANOSERVE_PARENT": str(os.getpid())}
+    environment = child_environment(os.environ) | {PROGRESS_VARIABLE: str(file)}
     process = subprocess.Popen(command, env=environment, pass_fds=(file,))
     judge, before = Judge(), time.monotonic()
     page = Page(file)

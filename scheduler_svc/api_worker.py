@@ -17,6 +17,7 @@ import structlog
 
 from nanoserve.checkpoint import CheckpointError
 from nanoserve.logs import configure_logs
+from nanoserve.parent import die_with_parent
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from nanoserve.tls import ServerTls
 from scheduler_svc import messages as msg
@@ -101,6 +102,7 @@ def _die(lost: "asyncio.Future[str]") -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a worker; returns the exit status."""
+    die_with_parent(os.environ)
     parser = argparse.ArgumentParser(prog="scheduler_svc.api_worker", description=__doc__)
     for name in ("--listen", "--model", "--name", "--log-level"):
         parser.add_argument(name, required=True)

@@ -1,7 +1,8 @@
 """The API in worker processes: starts them, joins them to the engine, starts them again when they die or hang.
 
-Workers share the listening port; each holds one end of a socket pair. Nothing else joins them to this process: when
-either is killed, the kernel closes its end and tells the other.
+Workers share the listening port; each holds one end of a socket pair: when either process is killed, the kernel closes
+its end and tells the other. A worker that cannot read that, stopped or still starting, is killed by the kernel with
+this process (Linux): left alone it would keep the port from the scheduler that is started next.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from nanoserve.listening import reserve_port
+from nanoserve.parent import child_environment
 from nanoserve.scheduler.v1 import worker_pb2 as pb
 from scheduler_svc import messages as msg
 from scheduler_svc.api_server import READ_OUT_SECONDS, ApiAccess
@@ -185,6 +187,7 @@ class WorkerPool:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scheduler_svc.api_worker", f"--index={index}", f"--fd={fd}"),
             *(f"--listen={self._address}", *self._flags.words()),
+            env=child_environment(os.environ),
             pass_fds=[fd],
             stdin=asyncio.subprocess.DEVNULL,
         )

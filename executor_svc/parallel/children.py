@@ -1,8 +1,6 @@
 """The ranks that rank 0 starts on its own host: none outlives it, and it outlives none."""
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -11,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from executor_svc.parallel.end import end_process
 from executor_svc.parallel.place import Place
+from nanoserve.parent import child_environment
 
-_PR_SET_PDEATHSIG = 1
 # What rank 0 may take to find by itself what ended another rank at the start, and to say it in its own words.
 _START_GRACE_SECONDS = 2.0
 _END_SECONDS = 3.0
@@ -59,22 +57,11 @@ class Children:
 
 def _environment(own: Mapping[str, str], place: Place, rank: int, port: int) -> dict[str, str]:
     """What `torchrun` would give a rank, and who its parent is."""
-    return dict(own) | {
+    return child_environment(own) | {
         "RANK": str(rank),
         "WORLD_SIZE": str(place.size),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(place.size),
         "MASTER_ADDR": place.master,
         "MASTER_PORT": str(port),
-        "NANOSERVE_PARENT": str(os.getpid()),
     }
-
-
-def die_with_parent(environment: Mapping[str, str]) -> None:
-    """In a process that another of ours started: has the kernel kill it with that one; at once where that is gone."""
-    parent = environment.get("NANOSERVE_PARENT")
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(parent):
-        os._exit(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from processes import Process
 from scheduler_harness import MODEL, Executor, Service, generate_request, refused, run
 from test_scheduler_process import scheduler, start_stream, virtual_executor
 
@@ -31,6 +32,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def workers_of(server: Process) -> list[int]:
+    """Process ids of a scheduler's API workers."""
+    pid = server.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def read(channel: grpc.aio.Channel, seed: int, begun: asyncio.Semaphore) -> Any:
@@ -152,8 +159,7 @@ def test_requests_of_all_workers_share_ids_and_queue(tmp_path: Path):
 def test_a_killed_engine_takes_its_workers_along(tmp_path: Path):
     with virtual_executor(tmp_path), scheduler(tmp_path, "--api-workers=2") as server:
         address = server.event("listening")["address"]
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
-        workers = [int(pid) for pid in children.split()]
+        workers = workers_of(server)
         assert len(workers) == 2
         channel, call = start_stream(address, 1500)
         with channel:
@@ -165,6 +171,25 @@ def test_a_killed_engine_takes_its_workers_along(tmp_path: Path):
         # The workers hold the log's pipe too: its end is theirs.
         server.end()
         assert not any(map(is_alive, workers))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their parent")
+def test_a_killed_engine_leaves_its_port_though_workers_are_stopped_or_starting(tmp_path: Path):
+    with virtual_executor(tmp_path), scheduler(tmp_path, "--api-workers=2") as server:
+        address = server.event("listening")["address"]
+        stopped, killed = workers_of(server)
+        os.kill(stopped, signal.SIGSTOP)
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while len(new := set(workers_of(server)) - {stopped, killed}) != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        with scheduler(tmp_path, f"--listen={address}") as successor:
+            assert successor.event("listening")["address"] == address
+        server.end()
+        assert not any(map(is_alive, {stopped, *new}))
 
 
 def test_a_port_in_use_is_told_by_its_flag(tmp_path: Path):
