@@ -188,6 +188,12 @@ class Injector:
             if problem := await rogue_scheduler.take_over(self._stack.executor_address, fault.way, draw):
                 return problem
             status = await asyncio.wait_for(scheduler.wait_end(num_ends), _FENCE_SECONDS)
+        except grpc.RpcError as error:
+            if self._num_disruptive == 1:
+                return f"take_over ({fault.way}): the executor ended the stream with {error}"
+            if len(scheduler.statuses) == num_ends:
+                scheduler.excuse_end()  # it may have been fenced before another fault took the executor away
+            raise
         except TimeoutError:
             return "a scheduler that was fenced goes on" if self._num_disruptive == 1 else ""
         finally:

@@ -53,7 +53,10 @@ async def intrude(executor: str, way: str) -> str:
 
 
 async def take_over(executor: str, way: str, draw: random.Random) -> str:
-    """Takes the executor over in one of TAKE_OVERS; returns what was not as it must be, empty where all was."""
+    """Takes the executor over in one of TAKE_OVERS; returns what was not as it must be, empty where all was.
+
+    grpc.RpcError where the executor is away, or leaves in the middle: a session may have been taken over by then.
+    """
     async with connected(executor) as stub:
         for _ in range(draw.randint(2, 5) if way == "bad_plans" else 1):
             call = await opened(stub)
@@ -74,11 +77,15 @@ async def opened(stub: ExecutorServiceStub) -> Any:
 
 
 async def try_bad_plan(call: Any, bad: BadPlan) -> str:
-    """Sends a bad plan, and a good one behind it, in an open session; returns what was not as it must be."""
-    await call.write(pb.ExecuteRequest(plan=bad.plan))
-    answer = await _read(call)
-    if answer is None:
-        return f"a bad plan ended the stream with {await call.code()}: {bad.plan}"
+    """Sends a bad plan in an open session; returns what was not as it must be.
+
+    grpc.RpcError where the stream ended with one.
+    """
+    if not call.done():
+        await call.write(pb.ExecuteRequest(plan=bad.plan))
+    answer = await call.read()
+    if not isinstance(answer, pb.ExecuteResponse):
+        return f"a bad plan ended the stream: {bad.plan}"
     result = answer.result
     if result.status != pb.STEP_STATUS_FAILED or result.error.code != pb.STEP_ERROR_CODE_INVALID_ARGUMENT:
         return f"a bad plan was answered {result}: {bad.plan}"

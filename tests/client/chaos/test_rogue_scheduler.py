@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from executor_svc.runner import RunnerLimits
@@ -56,6 +57,20 @@ def test_a_good_plan_is_not_taken_for_a_refused_bad_one(executor: str):
                 call, BadPlan(pb.StepPlan(step_id=1), "step_id")
             )
             call.cancel()
+
+    asyncio.run(run())
+
+
+def test_an_executor_that_left_is_no_answer_to_a_bad_plan(tmp_path: Path):
+    async def run() -> None:
+        server = ExecutorServer(f"unix:{tmp_path / 'executor'}")
+        server.start(VirtualRunner(LIMITS), Identity("instance", "model", "weights", "0"))
+        async with rogue_scheduler.connected(server.address) as stub:
+            call = await rogue_scheduler.opened(stub)
+            assert await asyncio.to_thread(server.stop, 5.0)
+            with pytest.raises(grpc.RpcError) as raised:
+                await rogue_scheduler.try_bad_plan(call, all_bad_plans()[0])
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(run())
 
