@@ -66,7 +66,11 @@ class Injector:
         self._stack.log("chaos", str(fault))
         try:
             problem = await self._inject(fault, draw)
-        except (grpc.RpcError, ProcessLookupError, TimeoutError):
+        except grpc.RpcError as error:
+            if self._is_alone(fault):
+                return Injection(fault, problem=f"{fault.kind} ({fault.way}): the executor left: {error}")
+            return Injection(fault, was_injected=False)
+        except (ProcessLookupError, TimeoutError):
             return Injection(fault, was_injected=False)  # whom it was to hit is away, or has nothing to do
         return Injection(fault, problem=problem)
 
@@ -97,6 +101,10 @@ class Injector:
         """Ways to draw from. Where the session may be lost at that moment, another one may well be opened."""
         without = {rogue_executor.LIE} | ({rogue_scheduler.NO_TAKE_OVER} if self._num_disruptive else set())
         return [way for way in WAYS[kind] if way not in without]
+
+    def _is_alone(self, fault: Fault) -> bool:
+        """Whether no other fault of the run ends sessions, so that what comes of this one is its own."""
+        return self._num_disruptive == (fault.kind not in _HARMLESS)
 
     async def _signal(self, fault: Fault, draw: random.Random) -> str:
         process = self._stack.executor if fault.target == "executor" else self._stack.scheduler
@@ -188,19 +196,17 @@ class Injector:
             if problem := await rogue_scheduler.take_over(self._stack.executor_address, fault.way, draw):
                 return problem
             status = await asyncio.wait_for(scheduler.wait_end(num_ends), _FENCE_SECONDS)
-        except grpc.RpcError as error:
-            if self._num_disruptive == 1:
-                return f"take_over ({fault.way}): the executor ended the stream with {error}"
-            if len(scheduler.statuses) == num_ends:
+        except grpc.RpcError:
+            if not self._is_alone(fault) and len(scheduler.statuses) == num_ends:
                 scheduler.excuse_end()  # it may have been fenced before another fault took the executor away
             raise
         except TimeoutError:
-            return "a scheduler that was fenced goes on" if self._num_disruptive == 1 else ""
+            return "a scheduler that was fenced goes on" if self._is_alone(fault) else ""
         finally:
             scheduler.tolerates_ends = False
         return (
             f"a fenced scheduler ended with status {status}"
-            if self._num_disruptive == 1 and status != 0
+            if self._is_alone(fault) and status != 0
             else ""
         )
 

@@ -25,7 +25,10 @@ TAKE_OVERS = ("leave", "bad_plan", "bad_plans")
 
 
 async def intrude(executor: str, way: str) -> str:
-    """Tries one of INTRUSIONS; returns what was not as it must be, empty where all was."""
+    """Tries one of INTRUSIONS; returns what was not as it must be, empty where all was.
+
+    grpc.RpcError where the executor is away, or leaves in the middle.
+    """
     async with connected(executor) as stub:
         epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
         first: pb.ExecuteRequest | None = _opening(epoch, take_over=False)
@@ -33,7 +36,7 @@ async def intrude(executor: str, way: str) -> str:
         if way == "stale_epoch":
             first = _opening(epoch - 1 if epoch else _NEVER, take_over=True)
         elif way == "future_epoch":
-            first = _opening(epoch + 1, take_over=True)
+            first = _opening(epoch + _NEVER, take_over=True)
         elif way == "no_name":
             first, wanted = _opening(epoch, take_over=True, name=""), _INVALID
         elif way == "plan_first":

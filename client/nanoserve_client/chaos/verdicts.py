@@ -10,11 +10,6 @@ from nanoserve_client.chaos.streams import Seen, is_refusal
 from nanoserve_client.errors import Internal
 from nanoserve_client.results import CompletionOutput, TokenLogprob
 
-# Of design rule 5, in float32: two candidates this close may change places where batching does.
-MAX_GAP = 1e-4
-# Of the log-probabilities of equal tokens on a real device, where batching changes the order of sums.
-_LOGPROB_TOLERANCE = 1e-3
-
 
 class Kind(StrEnum):
     """What became of a stream."""
@@ -46,8 +41,8 @@ class Rules:
     """What counts as equal: `max_gap` None for tokens that nothing may change, such as the virtual executor's."""
 
     max_gap: float | None = None
-    is_exact: bool = True
-    """Whether log-probabilities are equal bit by bit."""
+    logprob_tolerance: float = 0.0
+    """Between log-probabilities of equal tokens: on a real device batching changes the order of sums."""
 
 
 def judge(reference: Reference, seen: Seen, rules: Rules) -> Verdict:
@@ -136,11 +131,12 @@ def _logprob_problem(
     for position, (wanted, entry) in enumerate(zip(expected, got, strict=True)):
         if wanted is None or entry is None:
             continue
-        same = wanted == entry if rules.is_exact else _is_near(wanted, entry)
-        if not same:
+        if not (
+            _is_near(wanted, entry, rules.logprob_tolerance) if rules.logprob_tolerance else wanted == entry
+        ):
             return f"log-probability {position} is {entry}, not {wanted}"
     return ""
 
 
-def _is_near(one: TokenLogprob, other: TokenLogprob) -> bool:
-    return one.token_id == other.token_id and abs(one.logprob - other.logprob) <= _LOGPROB_TOLERANCE
+def _is_near(one: TokenLogprob, other: TokenLogprob, tolerance: float) -> bool:
+    return one.token_id == other.token_id and abs(one.logprob - other.logprob) <= tolerance

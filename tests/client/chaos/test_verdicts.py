@@ -25,7 +25,7 @@ from nanoserve_client.results import (
 IDS = (5, 6, 7, 8)
 TEXTS = ("", "a", "ab", "abc", "abcd")
 EXACT = Rules()
-NEAR = Rules(max_gap=1e-4, is_exact=False)
+NEAR = Rules(max_gap=1e-4, logprob_tolerance=1e-3)
 
 
 def logprob(token: int, value: float = -1.0) -> TokenLogprob:
