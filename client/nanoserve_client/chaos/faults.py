@@ -205,9 +205,7 @@ class Injector:
         finally:
             scheduler.tolerates_ends = False
         return (
-            f"a fenced scheduler ended with status {status}"
-            if self._is_alone(fault) and status != 0
-            else ""
+            f"a fenced scheduler ended with status {status}" if self._is_alone(fault) and status != 0 else ""
         )
 
 
