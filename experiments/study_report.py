@@ -132,10 +132,12 @@ def table(name: str, sets: dict[str, Rows]) -> str:
 
 
 def _figure(experiment: str, sets: dict[str, Rows]) -> str:
-    """Of the set that plots/study.py draws into plots/: the first one that is there, of the 0.6B shape or the demo."""
-    first = next((rows for rows in (sets["h200-0.6b"], sets["cpu-demo"]) if rows), {})
+    """The picture that plots/study.py draws from the first of these sets that has the experiment, and whose it is."""
+    source = next((folder for folder in ("h200-0.6b", "cpu-demo") if experiment in sets[folder]), None)
+    if source is None:
+        return "There is no picture yet.\n"
     picture, text = _FIGURES[experiment]
-    return f"![{text}](../plots/{picture}.png)\n" if experiment in first else "There is no picture yet.\n"
+    return f"![{text}: {SETS[source]}](../plots/{picture}.png)\n"
 
 
 def _of_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> str:

@@ -3,14 +3,14 @@
     python plots/study.py                                            # what is committed
     python plots/study.py --data .run/study --out .run/study         # your own
 
-Of the folders in plots/data the first that is there of h200-0.6b and cpu-demo gives the pictures beside this file;
-those of each other one lie beside its JSON. An experiment that has no rows has no picture.
+Each picture is of the first of plots/data/h200-0.6b and cpu-demo that has rows of its experiment; without any there is
+no picture.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -36,17 +36,22 @@ _PICTURES: dict[str, tuple[str, Callable[[Report], Figure]]] = {
 }
 
 
-def draw(data: Path, out: Path) -> list[str]:
-    """Draws what the folder has; the names of the pictures."""
+def draw(sets: Sequence[Path], out: Path) -> list[str]:
+    """Draws each experiment from the first of the folders that has it; the pictures' names and folders."""
     drawn = []
     for experiment, (name, picture) in _PICTURES.items():
-        path = data / f"{experiment}.json"
-        report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
-        if report["rows"]:
+        reports = (_report(folder / f"{experiment}.json") for folder in sets)
+        report = next((found for found in reports if found["rows"]), None)
+        if report is not None:
             out.mkdir(parents=True, exist_ok=True)
             picture(report).savefig(out / f"{name}.png", dpi=150)
-            drawn.append(name)
+            drawn.append(f"{name} ({report['model']})")
     return drawn
+
+
+def _report(path: Path) -> Report:
+    report: Report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    return report
 
 
 def main() -> int:
@@ -59,13 +64,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.data is None) != (arguments.out is None):
         parser.error("--data and --out go together")
-    if arguments.data is not None:
-        wanted = [(arguments.data, arguments.out)]
-    else:
-        first = next(name for name in _FIRST if (SETS / name).is_dir())
-        wanted = [(folder, HERE if folder.name == first else folder) for folder in sorted(SETS.iterdir())]
-    for data, out in wanted:
-        print(f"{data.name}: {', '.join(draw(data, out))}")
+    own = arguments.data is not None
+    sets = [arguments.data] if own else [SETS / name for name in _FIRST]
+    print("\n".join(draw(sets, arguments.out if own else HERE)))
     return 0
 
 
