@@ -2,9 +2,9 @@
 
     python experiments/cuda_graphs.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
-W3 with each, eager with 64 output tokens: milliseconds a step as clients see them, and of these the device's and the launching thread's. Both
-launch layer by layer; what a single row wins where all its layers are one kernel is a case of its own. Without a GPU
-there are no graphs, and so no cases.
+W3 with each, over 64 output tokens where it is eager: milliseconds a step as clients see them, and of these the
+device's and the launching thread's. Both launch layer by layer; what a single row wins where all its layers are one
+kernel is a case of its own. Without a GPU there are no graphs, and so no cases.
 """
 
 import argparse
