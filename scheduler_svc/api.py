@@ -8,7 +8,6 @@ from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import structlog
 import xxhash
 
@@ -60,7 +59,7 @@ class InferenceService(InferenceServiceServicer):
         core_request, outputs = await self._resolve(request)
         stream = RequestStream(
             core_request.request_id,
-            core_request.prompt_token_ids.tolist(),
+            core_request.prompt_token_ids,
             core_request.seed,
             _digest(core_request.prompt_token_ids),
             outputs,
@@ -93,7 +92,7 @@ class InferenceService(InferenceServiceServicer):
         if kind is not None and request.ByteSize() > _MAX_TOKENIZE_BYTES:
             raise InvalidRequest(kind, f"must come to {_MAX_TOKENIZE_BYTES} bytes at most")
         ids = await self._prompts.read(request, max_tokens=2**31, vocab_size=0)
-        return pb.TokenizeResponse(token_ids=ids)
+        return pb.TokenizeResponse(token_ids=ids.tolist())
 
     @handler
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
@@ -153,9 +152,9 @@ class InferenceService(InferenceServiceServicer):
         sampling, num_outputs = resolve_sampling(request, model.default_sampling, state.vocab_size)
         stops = resolve_stops(request.stop, model.eos_token_ids, state.vocab_size)
         guide = resolve_guide(request, model.eos_token_ids)
-        prompt = await self._prompts.read(request, state.max_model_len, state.vocab_size)
-        max_tokens = resolve_max_tokens(stops, len(prompt), state.max_model_len)
-        prompt_token_ids, tokenizer = np.array(prompt, np.int32), model.tokenizer
+        prompt_token_ids = await self._prompts.read(request, state.max_model_len, state.vocab_size)
+        max_tokens = resolve_max_tokens(stops, len(prompt_token_ids), state.max_model_len)
+        tokenizer = model.tokenizer
         outputs = [
             Output(stops.output_rules, tokenizer.token_bytes, tokenizer.raw_token_bytes)
             for _ in range(num_outputs)

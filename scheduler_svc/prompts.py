@@ -3,10 +3,12 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 from google.protobuf import struct_pb2
 
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc.chat_template import TemplateFailed, is_reserved
+from scheduler_svc.core.request import Int32Array
 from scheduler_svc.errors import InvalidRequest
 from scheduler_svc.tokenizer import Tokenizer
 from scheduler_svc.validation import check_token_ids
@@ -29,7 +31,7 @@ class PromptReader:
 
     async def read(
         self, request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int, vocab_size: int
-    ) -> list[int]:
+    ) -> Int32Array:
         """The token ids of the prompt that is set. One that must come to over `max_tokens` is refused unread."""
         kind = request.WhichOneof("prompt")
         if kind is None:
@@ -38,16 +40,14 @@ class PromptReader:
             num_ids = len(request.token_ids.ids)
             if num_ids > max_tokens:
                 raise InvalidRequest("prompt", f"has {num_ids} tokens, must have fewer than {max_tokens}")
-            ids = list(request.token_ids.ids)
-            check_token_ids("token_ids.ids", ids, vocab_size)
-            return ids
+            return check_token_ids("token_ids.ids", request.token_ids.ids, vocab_size)
         if kind == "chat":
             _check_size(request.chat)
         if request.ByteSize() > _MAX_BYTES_ON_LOOP:
             return await asyncio.to_thread(self._tokenize, request, max_tokens)
         return self._tokenize(request, max_tokens)
 
-    def _tokenize(self, request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) -> list[int]:
+    def _tokenize(self, request: pb.GenerateRequest | pb.TokenizeRequest, max_tokens: int) -> Int32Array:
         text = self._render(request.chat) if request.WhichOneof("prompt") == "chat" else request.text
         if len(text) > max_tokens * self._tokenizer.max_token_bytes * _MAX_SHRINKAGE:
             raise InvalidRequest(
@@ -57,7 +57,7 @@ class PromptReader:
         # What follows can change the last tokens of it, but not half of them.
         if len(beginning) < len(text) and len(self._tokenizer.encode(beginning)) > 2 * max_tokens:
             raise InvalidRequest("prompt", f"must come to {max_tokens} tokens at most")
-        return self._tokenizer.encode(text)
+        return np.array(self._tokenizer.encode(text), np.int32)
 
     def _render(self, chat: pb.Chat) -> str:
         template = self._tokenizer.chat_template

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 from nanoserve.v1 import inference_pb2 as pb
-from scheduler_svc.core.request import Finish
+from scheduler_svc.core.request import Finish, Int32Array
 from scheduler_svc.errors import ServiceError
 from scheduler_svc.messages import Problem, PromptLogprobs, TokenLogprobs
 from scheduler_svc.output import Delta, FinishReason, Output
@@ -29,7 +29,7 @@ class RequestStream:
     def __init__(
         self,
         request_id: str,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: Int32Array,
         seed: int,
         prompt_digest: bytes,
         outputs: Sequence[Output],
@@ -196,7 +196,7 @@ class RequestStream:
             self._prompt_slices.appendleft(piece.without(count))
         entries = [
             _logprob(
-                self._prompt_token_ids[first + index],
+                int(self._prompt_token_ids[first + index]),
                 TokenLogprobs(
                     float(piece.logprobs[index]),
                     int(piece.ranks[index]),

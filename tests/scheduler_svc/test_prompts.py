@@ -14,7 +14,7 @@ MAX_TOKENS = 100
 
 def read(text: str) -> list[int]:
     reader = PromptReader(demo_model().tokenizer)
-    return asyncio.run(reader.read(pb.GenerateRequest(text=text), MAX_TOKENS, 768))
+    return asyncio.run(reader.read(pb.GenerateRequest(text=text), MAX_TOKENS, 768)).tolist()
 
 
 @pytest.mark.parametrize("unit", ["x9$Q ", "a", "é", "\n"])
