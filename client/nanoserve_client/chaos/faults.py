@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
-
 from nanoserve.arrays import pack_int32
 from nanoserve_client.chaos import rogue_executor, rogue_scheduler
 from nanoserve_client.chaos.managed import ManagedProcess
@@ -66,9 +64,9 @@ class Injector:
         self._stack.log("chaos", str(fault))
         try:
             problem = await self._inject(fault, draw)
-        except grpc.RpcError as error:
+        except rogue_scheduler.ExecutorLeft as left:
             if self._is_alone(fault):
-                return Injection(fault, problem=f"{fault.kind} ({fault.way}): the executor left: {error}")
+                return Injection(fault, problem=f"{fault.kind} ({fault.way}): the executor left: {left}")
             return Injection(fault, was_injected=False)
         except (ProcessLookupError, TimeoutError):
             return Injection(fault, was_injected=False)  # whom it was to hit is away, or has nothing to do
@@ -189,24 +187,21 @@ class Injector:
 
     async def _take_over(self, fault: Fault, draw: random.Random) -> str:
         """Takes the executor over, and sees to it that the scheduler ends of itself, with status 0."""
-        scheduler = self._stack.scheduler
+        scheduler, is_alone = self._stack.scheduler, self._is_alone(fault)
         num_ends = len(scheduler.statuses)
+        rogue = rogue_scheduler.TakeOver(self._stack.executor_address, fault.way, draw)
         scheduler.tolerates_ends = True
         try:
-            if problem := await rogue_scheduler.take_over(self._stack.executor_address, fault.way, draw):
+            if problem := await rogue.run():
                 return problem
             status = await asyncio.wait_for(scheduler.wait_end(num_ends), _FENCE_SECONDS)
-        except grpc.RpcError:
-            if not self._is_alone(fault) and len(scheduler.statuses) == num_ends:
-                scheduler.excuse_end()  # it may have been fenced before another fault took the executor away
-            raise
         except TimeoutError:
-            return "a scheduler that was fenced goes on" if self._is_alone(fault) else ""
+            return "a scheduler that was fenced goes on" if is_alone else ""
         finally:
             scheduler.tolerates_ends = False
-        return (
-            f"a fenced scheduler ended with status {status}" if self._is_alone(fault) and status != 0 else ""
-        )
+            if rogue.may_have_fenced and not is_alone and len(scheduler.statuses) == num_ends:
+                scheduler.excuse_end()  # it may have been fenced, and end later
+        return f"a fenced scheduler ended with status {status}" if is_alone and status != 0 else ""
 
 
 def _is_api_worker(pid: int) -> bool:

@@ -1,9 +1,10 @@
 """A second scheduler at the executor's door: it is refused, or it takes the executor over and sends bad plans."""
 
+import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -16,6 +17,13 @@ from nanoserve_client.connection import channel_options
 _SECONDS = 10.0
 _NEVER = 2**40
 """An epoch that no executor gets to."""
+# How a stream ends that its executor leaves, or another scheduler ends.
+_LEAVING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+)
 _REFUSED, _INVALID = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
 NO_TAKE_OVER = "no_take_over"
 INTRUSIONS = (NO_TAKE_OVER, "stale_epoch", "future_epoch", "no_name", "plan_first", "silence")
@@ -24,13 +32,14 @@ TAKE_OVERS = ("leave", "bad_plan", "bad_plans")
 """What a scheduler does that has taken over."""
 
 
-async def intrude(executor: str, way: str) -> str:
-    """Tries one of INTRUSIONS; returns what was not as it must be, empty where all was.
+class ExecutorLeft(Exception):
+    """The executor was away, or ended the stream for a reason that is not what it was sent."""
 
-    grpc.RpcError where the executor is away, or leaves in the middle.
-    """
+
+async def intrude(executor: str, way: str) -> str:
+    """Tries one of INTRUSIONS; returns what was not as it must be, empty where all was. May raise ExecutorLeft."""
     async with connected(executor) as stub:
-        epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
+        epoch = await _epoch(stub)
         first: pb.ExecuteRequest | None = _opening(epoch, take_over=False)
         wanted = _REFUSED
         if way == "stale_epoch":
@@ -43,52 +52,54 @@ async def intrude(executor: str, way: str) -> str:
             first, wanted = pb.ExecuteRequest(plan=pb.StepPlan(step_id=1)), _INVALID
         elif way == "silence":
             first, wanted = None, _INVALID
-        call = stub.Execute(timeout=_SECONDS)
-        if first is not None:
-            await call.write(first)
-        else:
-            await call.done_writing()
-        answer = await _read(call)
-        if answer is not None:
-            return f"intrude ({way}): answered {answer.WhichOneof('response')} instead of {wanted.name}"
-        code = await call.code()
-        return "" if code is wanted else f"intrude ({way}): {code.name} instead of {wanted.name}"
+        answer = await _ask(stub.Execute(timeout=_SECONDS), first)
+        if answer is wanted:
+            return ""
+        if isinstance(answer, grpc.StatusCode):
+            return f"intrude ({way}): {answer.name} instead of {wanted.name}"
+        return f"intrude ({way}): answered {answer.WhichOneof('response')} instead of {wanted.name}"
 
 
-async def take_over(executor: str, way: str, draw: random.Random) -> str:
-    """Takes the executor over in one of TAKE_OVERS; returns what was not as it must be, empty where all was.
+class TakeOver:
+    """A scheduler that takes an executor over and then does one of TAKE_OVERS."""
 
-    grpc.RpcError where the executor is away, or leaves in the middle: a session may have been taken over by then.
+    def __init__(self, executor: str, way: str, draw: random.Random) -> None:
+        self._executor, self._way, self._draw = executor, way, draw
+        self.may_have_fenced = False
+        """Whether a session may have been opened, by which the scheduler before it is fenced."""
+
+    async def run(self) -> str:
+        """Returns what was not as it must be, empty where all was. May raise ExecutorLeft."""
+        async with connected(self._executor) as stub:
+            for _ in range(self._draw.randint(2, 5) if self._way == "bad_plans" else 1):
+                epoch = await _epoch(stub)
+                self.may_have_fenced = True
+                call = await opened(stub, epoch)
+                if call is None:  # who was fenced or killed has come back in between
+                    continue
+                if self._way != "leave" and (problem := await try_bad_plan(call, draw_bad_plan(self._draw))):
+                    return problem
+                call.cancel()
+        return ""
+
+
+async def opened(stub: ExecutorServiceStub, epoch: int | None = None) -> Any:
+    """A call whose session has taken over all others'; None where another was opened since `epoch` was told.
+
+    May raise ExecutorLeft.
     """
-    async with connected(executor) as stub:
-        for _ in range(draw.randint(2, 5) if way == "bad_plans" else 1):
-            call = await opened(stub)
-            if call is None:  # who was fenced or killed has come back in between
-                continue
-            if way != "leave" and (problem := await try_bad_plan(call, draw_bad_plan(draw))):
-                return problem
-            call.cancel()
-    return ""
-
-
-async def opened(stub: ExecutorServiceStub) -> Any:
-    """A call whose session has taken over all others'; None where another was opened at the same time."""
-    epoch = (await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)).epoch
     call = stub.Execute(timeout=_SECONDS)
-    await call.write(_opening(epoch, take_over=True))
-    return call if await _read(call) is not None else None
+    answer = await _ask(call, _opening(await _epoch(stub) if epoch is None else epoch, take_over=True))
+    if isinstance(answer, grpc.StatusCode) and answer is not _REFUSED:
+        raise ExecutorLeft(f"a session was not opened: {answer.name}")
+    return None if answer is _REFUSED else call
 
 
 async def try_bad_plan(call: Any, bad: BadPlan) -> str:
-    """Sends a bad plan in an open session; returns what was not as it must be.
-
-    grpc.RpcError where the stream ended with one.
-    """
-    if not call.done():
-        await call.write(pb.ExecuteRequest(plan=bad.plan))
-    answer = await call.read()
-    if not isinstance(answer, pb.ExecuteResponse):
-        return f"a bad plan ended the stream: {bad.plan}"
+    """Sends a bad plan in an open session; returns what was not as it must be. May raise ExecutorLeft."""
+    answer = await _ask(call, pb.ExecuteRequest(plan=bad.plan))
+    if isinstance(answer, grpc.StatusCode):
+        return f"a bad plan ended the stream with {answer.name}: {bad.plan}"
     result = answer.result
     if result.status != pb.STEP_STATUS_FAILED or result.error.code != pb.STEP_ERROR_CODE_INVALID_ARGUMENT:
         return f"a bad plan was answered {result}: {bad.plan}"
@@ -97,13 +108,28 @@ async def try_bad_plan(call: Any, bad: BadPlan) -> str:
     return ""
 
 
-async def _read(call: Any) -> pb.ExecuteResponse | None:
-    """The next message, None where the stream has ended."""
+async def _epoch(stub: ExecutorServiceStub) -> int:
     try:
-        message = await call.read()
-    except grpc.aio.AioRpcError:
-        return None
-    return message if isinstance(message, pb.ExecuteResponse) else None
+        answer: pb.DescribeResponse = await stub.Describe(pb.DescribeRequest(), timeout=_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        raise ExecutorLeft(error.code().name) from error
+    return answer.epoch
+
+
+async def _ask(call: Any, request: pb.ExecuteRequest | None) -> pb.ExecuteResponse | grpc.StatusCode:
+    """The answer to a message (None: to there being none), or the status by which the stream has ended instead."""
+    try:
+        await (call.done_writing() if request is None else call.write(request))
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        raise ExecutorLeft("the stream had ended before") from error
+    with suppress(grpc.aio.AioRpcError):
+        answer = await call.read()
+        if isinstance(answer, pb.ExecuteResponse):
+            return answer
+    code: grpc.StatusCode = await call.code()
+    if code in _LEAVING:
+        raise ExecutorLeft(code.name)
+    return code
 
 
 def _opening(epoch: int, *, take_over: bool, name: str | None = None) -> pb.ExecuteRequest:

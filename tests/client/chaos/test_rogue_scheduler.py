@@ -5,7 +5,6 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from executor_svc.runner import RunnerLimits
@@ -28,10 +27,15 @@ LIMITS = RunnerLimits(
 )
 
 
+def started(folder: Path) -> ExecutorServer:
+    server = ExecutorServer(f"unix:{folder / 'executor'}")
+    server.start(VirtualRunner(LIMITS), Identity("instance", "model", "weights", "0"))
+    return server
+
+
 @pytest.fixture
 def executor(tmp_path: Path) -> Iterator[str]:
-    server = ExecutorServer(f"unix:{tmp_path / 'executor'}")
-    server.start(VirtualRunner(LIMITS), Identity("instance", "model", "weights", "0"))
+    server = started(tmp_path)
     yield server.address
     assert server.stop(5.0)
 
@@ -63,16 +67,30 @@ def test_a_good_plan_is_not_taken_for_a_refused_bad_one(executor: str):
 
 def test_an_executor_that_left_is_no_answer_to_a_bad_plan(tmp_path: Path):
     async def run() -> None:
-        server = ExecutorServer(f"unix:{tmp_path / 'executor'}")
-        server.start(VirtualRunner(LIMITS), Identity("instance", "model", "weights", "0"))
+        server = started(tmp_path)
         async with rogue_scheduler.connected(server.address) as stub:
             call = await rogue_scheduler.opened(stub)
             assert await asyncio.to_thread(server.stop, 5.0)
-            with pytest.raises(grpc.RpcError) as raised:
+            with pytest.raises(rogue_scheduler.ExecutorLeft):
                 await rogue_scheduler.try_bad_plan(call, all_bad_plans()[0])
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("way", rogue_scheduler.INTRUSIONS)
+def test_an_executor_that_is_away_refuses_no_intruder(tmp_path: Path, way: str):
+    with pytest.raises(rogue_scheduler.ExecutorLeft):
+        asyncio.run(rogue_scheduler.intrude(f"unix:{tmp_path / 'nobody'}", way))
+
+
+def test_a_take_over_says_whether_it_may_have_fenced_somebody(tmp_path: Path, executor: str):
+    away = rogue_scheduler.TakeOver(f"unix:{tmp_path / 'nobody'}", "leave", random.Random(1))
+    with pytest.raises(rogue_scheduler.ExecutorLeft):
+        asyncio.run(away.run())
+    assert not away.may_have_fenced
+    there = rogue_scheduler.TakeOver(executor, "leave", random.Random(1))
+    assert asyncio.run(there.run()) == ""
+    assert there.may_have_fenced
 
 
 @pytest.mark.parametrize("way", rogue_scheduler.INTRUSIONS)
@@ -100,8 +118,8 @@ def test_an_executor_that_was_taken_over_goes_on_for_the_next(executor: str, way
 
     async def run() -> None:
         before = await epoch()
-        assert await rogue_scheduler.take_over(executor, way, random.Random(1)) == ""
-        assert await rogue_scheduler.take_over(executor, way, random.Random(2)) == ""
+        assert await rogue_scheduler.TakeOver(executor, way, random.Random(1)).run() == ""
+        assert await rogue_scheduler.TakeOver(executor, way, random.Random(2)).run() == ""
         num_opened = await epoch() - before
         assert num_opened == 2 if way != "bad_plans" else num_opened >= 4  # of which each is several
 
