@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
         "num_cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
-        "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
+        "commit": _output("git", "describe", "--always", "--dirty", "--exclude=*") or "unknown",
         "date": date.today().isoformat(),
     }
 

@@ -19,6 +19,8 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = _REPOSITORY / "plots" / "data"
 PAGES = (_REPOSITORY / "docs" / "study.md", _REPOSITORY / "README.md")
 SETS = {"h200-0.6b": "H200, 0.6B", "h200-14b": "H200, 14B", "cpu-demo": "demo, CPU"}
+PICTURED = ("h200-0.6b", "cpu-demo")
+"""Whose pictures are shown, in this order: of the first that has the experiment."""
 _MISSING = "not yet"
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -132,8 +134,8 @@ def table(name: str, sets: dict[str, Rows]) -> str:
 
 
 def _figure(experiment: str, sets: dict[str, Rows]) -> str:
-    """The picture that plots/study.py draws from the first of these sets that has the experiment, and whose it is."""
-    source = next((folder for folder in ("h200-0.6b", "cpu-demo") if experiment in sets[folder]), None)
+    """The picture that plots/study.py draws, and whose it is."""
+    source = next((folder for folder in PICTURED if experiment in sets[folder]), None)
     if source is None:
         return "There is no picture yet.\n"
     picture, text = _FIGURES[experiment]

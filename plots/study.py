@@ -1,10 +1,10 @@
-"""Draws every picture of the study from the JSON that experiments/study.py wrote. Needs the extra `plots`.
+"""Draws the pictures of the study from the JSON that experiments/study.py wrote. Needs the extra `plots`.
 
-    python plots/study.py                                            # what is committed
+    python plots/study.py                                            # from what is committed, beside this file
     python plots/study.py --data .run/study --out .run/study         # your own
 
-Each picture is of the first of plots/data/h200-0.6b and cpu-demo that has rows of its experiment; without any there is
-no picture.
+Of what is committed each picture is of the first set of PICTURED (experiments/study_report.py) that has rows of its
+experiment; without any there is no picture.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from study_device import crash_cost, cuda_graphs, prefix_cache_latency, roofline
 from style import Report
 from tp_scaling import tp_scaling
 
+from experiments.study_report import DATA, PICTURED
+
 HERE = Path(__file__).resolve().parent
-SETS = HERE / "data"
-_FIRST = ("h200-0.6b", "cpu-demo")
 # Experiment -> the picture's name and who draws it.
 _PICTURES: dict[str, tuple[str, Callable[[Report], Figure]]] = {
     "static_vs_continuous": ("throughput_comparison", throughput_comparison),
@@ -37,7 +37,7 @@ _PICTURES: dict[str, tuple[str, Callable[[Report], Figure]]] = {
 
 
 def draw(sets: Sequence[Path], out: Path) -> list[str]:
-    """Draws each experiment from the first of the folders that has it; the pictures' names and folders."""
+    """Draws each experiment from the first of the folders that has it; the pictures' names and models."""
     drawn = []
     for experiment, (name, picture) in _PICTURES.items():
         reports = (_report(folder / f"{experiment}.json") for folder in sets)
@@ -59,14 +59,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="a folder of JSON (default: all that are committed)")
+    parser.add_argument("--data", type=Path, help="a folder of JSON (default: the committed ones)")
     parser.add_argument("--out", type=Path, help="where the pictures go; with --data")
     arguments = parser.parse_args()
     if (arguments.data is None) != (arguments.out is None):
         parser.error("--data and --out go together")
     own = arguments.data is not None
-    sets = [arguments.data] if own else [SETS / name for name in _FIRST]
-    print("\n".join(draw(sets, arguments.out if own else HERE)))
+    sets = [arguments.data] if own else [DATA / name for name in PICTURED]
+    drawn = draw(sets, arguments.out if own else HERE)
+    if not drawn:
+        parser.error(f"--data: {arguments.data or DATA} has no rows of any experiment")
+    print("\n".join(drawn))
     return 0
 
 

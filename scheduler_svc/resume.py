@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from nanoserve.v1 import inference_pb2 as pb
 from scheduler_svc.core.request import Int32Array
 from scheduler_svc.errors import InvalidRequest
@@ -45,23 +43,22 @@ async def resume_outputs(
     if num_tokens > limits.max_tokens * len(outputs):
         raise InvalidRequest("resume.outputs", f"have {num_tokens} tokens, more than max_tokens")
     if num_tokens > _MAX_TOKENS_ON_LOOP:
-        await asyncio.to_thread(_take_all, resume, outputs, limits)
-    else:
-        _take_all(resume, outputs, limits)
+        return await asyncio.to_thread(_take_all, resume, outputs, limits)
+    return _take_all(resume, outputs, limits)
+
+
+def _take_all(
+    resume: pb.ResumeParams, outputs: Sequence[Output], limits: OutputLimits
+) -> tuple[Int32Array | None, ...]:
     return tuple(
-        None if output.finished is not None else np.array(held.token_ids, np.int32)
-        for held, output in zip(resume.outputs, outputs, strict=True)
+        _take(f"resume.outputs[{index}]", held, output, limits)
+        for index, (held, output) in enumerate(zip(resume.outputs, outputs, strict=True))
     )
 
 
-def _take_all(resume: pb.ResumeParams, outputs: Sequence[Output], limits: OutputLimits) -> None:
-    for index, (held, output) in enumerate(zip(resume.outputs, outputs, strict=True)):
-        _take(f"resume.outputs[{index}]", held, output, limits)
-
-
-def _take(path: str, held: pb.ResumedOutput, output: Output, limits: OutputLimits) -> None:
-    """Takes one output in; where its tokens meet a stop it is over."""
-    check_token_ids(f"{path}.token_ids", held.token_ids, limits.vocab_size)
+def _take(path: str, held: pb.ResumedOutput, output: Output, limits: OutputLimits) -> Int32Array | None:
+    """Takes one output in; returns its tokens, None where it is over with them."""
+    token_ids = check_token_ids(f"{path}.token_ids", held.token_ids, limits.vocab_size)
     try:
         text = output.resume(held.token_ids, limits.end_token_ids, limits.max_tokens, is_over=held.finished)
     except ValueError as error:
@@ -70,3 +67,4 @@ def _take(path: str, held: pb.ResumedOutput, output: Output, limits: OutputLimit
     if not held.finished and num_bytes != held.text_length:
         rule = f"is {held.text_length}, but the text of these tokens has {num_bytes} bytes"
         raise InvalidRequest(f"{path}.text_length", rule)
+    return None if output.finished is not None else token_ids

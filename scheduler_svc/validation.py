@@ -42,10 +42,9 @@ def check_names(request: pb.GenerateRequest) -> None:
 
 
 def check_token_ids(path: str, token_ids: Sequence[int], vocab_size: int) -> Int32Array:
-    """Each id, an int32, is in [0, vocab_size); returns them as an array."""
-    ids = np.array(
-        token_ids[:], np.int32
-    )  # a repeated field gives its slice as a list, faster than its items
+    """Each id, which is an int32, is in [0, vocab_size); returns them as an array."""
+    # A repeated field gives its slice as a list, faster than item by item.
+    ids = np.array(token_ids[:], np.int32)
     wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
     if len(wrong):
         index = int(wrong[0])

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 _VARIABLE = "NANOSERVE_PARENT"
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -18,14 +18,18 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(environment) | {_VARIABLE: str(os.getpid())}
 
 
-def die_with_parent(environment: Mapping[str, str]) -> None:
-    """Has the kernel kill this process with its parent, though it be stopped; at once where that is gone.
+def die_with_parent(environment: MutableMapping[str, str]) -> None:
+    """Has the kernel kill this process with its parent, though it be stopped; ends at once where that is gone.
 
-    Does nothing on systems other than Linux, and in a process that was not started with `child_environment`.
+    Takes what `child_environment` left out of `environment`, so that no process further down sees it. Does nothing on
+    systems other than Linux, and in a process that was started otherwise. OSError where the kernel refuses.
     """
-    parent = environment.get(_VARIABLE)
+    parent = environment.pop(_VARIABLE, None)
     if parent is None or sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if os.getppid() != int(parent):
+        print(f"process {parent}, which started this one, is gone", file=sys.stderr)
         os._exit(1)

@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         "gpu": _gpu(),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
-        "commit": _output("git", "rev-parse", "--short", "HEAD") or None,
+        "commit": _output("git", "describe", "--always", "--dirty", "--exclude=*") or None,
         "date": date.today().isoformat(),
     }
 

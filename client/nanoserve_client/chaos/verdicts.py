@@ -41,8 +41,9 @@ class Rules:
     """What counts as equal: `max_gap` None for tokens that nothing may change, such as the virtual executor's."""
 
     max_gap: float | None = None
-    logprob_tolerance: float = 0.0
-    """Between log-probabilities of equal tokens: on a real device batching changes the order of sums."""
+    logprob_tolerance: float | None = None
+    """How far log-probabilities of chosen tokens may be apart: on a real device batching changes the order of sums.
+    None: they are equal to the bit, and so are ranks and alternatives."""
 
 
 def judge(reference: Reference, seen: Seen, rules: Rules) -> Verdict:
@@ -131,12 +132,12 @@ def _logprob_problem(
     for position, (wanted, entry) in enumerate(zip(expected, got, strict=True)):
         if wanted is None or entry is None:
             continue
-        if not (
-            _is_near(wanted, entry, rules.logprob_tolerance) if rules.logprob_tolerance else wanted == entry
-        ):
+        if not _agree(wanted, entry, rules.logprob_tolerance):
             return f"log-probability {position} is {entry}, not {wanted}"
     return ""
 
 
-def _is_near(one: TokenLogprob, other: TokenLogprob, tolerance: float) -> bool:
+def _agree(one: TokenLogprob, other: TokenLogprob, tolerance: float | None) -> bool:
+    if tolerance is None:
+        return one == other
     return one.token_id == other.token_id and abs(one.logprob - other.logprob) <= tolerance
