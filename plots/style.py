@@ -74,7 +74,9 @@ def bars(
     places = range(len(names))
     axes.barh(places, values, 0.65, color=color)
     for place, value in zip(places, values, strict=True):
-        axes.annotate(f" {label.format(value)}", (value, place), va="center", fontsize=9)
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where a line crosses it
+        place_of = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(label.format(value), (value, place), fontsize=9, bbox=behind, **place_of)
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
