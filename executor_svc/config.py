@@ -32,7 +32,7 @@ _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "dtype": ("auto", "float32", "bfloat16"),
     "all_reduce": ("auto", "nccl", "one-shot", "two-shot"),
-    "attention_backend": ("auto", "triton", "reference"),
+    "attention_backend": ("auto", "triton", "sdpa", "reference"),
     "load_format": ("auto", "dummy"),
     "log_level": _LOG_LEVELS,
 }
@@ -222,7 +222,7 @@ def _add_model_flags(group: Any) -> None:
     _add(
         group,
         "attention_backend",
-        "code between the matrix products; auto: triton on a GPU that it serves, else reference",
+        "code between the matrix products; auto: triton on a GPU that it serves, sdpa on the CPU, else reference",
         choices=_CHOICES["attention_backend"],
     )
     _add(group, "enforce_eager", "run without CUDA graphs", action="store_true")

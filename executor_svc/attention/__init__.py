@@ -2,5 +2,6 @@
 
 from executor_svc.attention.base import AttentionBackend, AttentionContext
 from executor_svc.attention.reference import ReferenceAttention
+from executor_svc.attention.sdpa import SdpaAttention
 
-__all__ = ["AttentionBackend", "AttentionContext", "ReferenceAttention"]
+__all__ = ["AttentionBackend", "AttentionContext", "ReferenceAttention", "SdpaAttention"]

@@ -157,8 +157,9 @@ class ReferenceOps:
         if norms is not None:
             query, key = norms[0](query), norms[1](key)
         cos, sin = (part[:, None] for part in rotation)
-        self.kv_cache.write(layer, rotate(key, cos, sin), value, slot_mapping)
-        return rotate(query, cos, sin)
+        rotated = rotate(torch.cat((query, key), dim=1), cos, sin)
+        self.kv_cache.write(layer, rotated[:, num_heads:], value, slot_mapping)
+        return rotated[:, :num_heads]
 
     def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
         output: torch.Tensor = layer(x)
@@ -258,6 +259,8 @@ def _best_tokens(
     `logits` are those of the tokens from `first_token` on; what is returned counts from it.
     """
     draws = temperature > 0
+    if logits.device.type == "cpu" and not draws.any():  # elsewhere, to ask is to wait
+        return logits.argmax(dim=-1)
     # Moved first, because a small temperature would else overflow and make tokens equal that are not.
     moved = (logits - logits.amax(dim=-1, keepdim=True)) / torch.where(draws, temperature, 1.0)[:, None]
     noise = gumbel_noise(seeds, positions, logits.shape[-1], first_token)

@@ -1,4 +1,4 @@
-"""Reference attention against a plain loop over positions, with NaN wherever no row may look."""
+"""The CPU's attention and the reference against a plain loop over positions, with NaN wherever no row may look."""
 
 import math
 from dataclasses import replace
@@ -11,13 +11,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_models import QWEN3, gpu
 
-from executor_svc.attention import AttentionContext, ReferenceAttention
+from executor_svc.attention import AttentionContext, ReferenceAttention, SdpaAttention
 from executor_svc.attention import reference as reference_module
+from executor_svc.attention import sdpa as sdpa_module
 from executor_svc.attention.reference import padded_num_blocks
 from executor_svc.backends import make_backend
 from executor_svc.kv_cache import KVCache, cpu_num_blocks
 from executor_svc.models.config import ModelConfig
 
+Attention = type[ReferenceAttention] | type[SdpaAttention]
+each_attention = pytest.mark.parametrize("attention", [ReferenceAttention, SdpaAttention])
 NUM_BLOCKS = 320  # enough for the longest examples at one token a block
 
 
@@ -69,7 +72,7 @@ class Scene:
             slots = torch.tensor(blocks)[positions // block_size] * block_size + positions % block_size
             self.slots.append(slots.to(device))
 
-    def run(self, layer: int) -> list[torch.Tensor]:
+    def run(self, layer: int, attention: Attention = ReferenceAttention) -> list[torch.Tensor]:
         """Puts the earlier positions in the cache, runs the step; returns each row's output."""
         befores = [length - count for length, count in zip(self.contexts, self.counts, strict=True)]
         for row, before in enumerate(befores):
@@ -80,7 +83,7 @@ class Scene:
         for row in order:
             own = slice(befores[row], None)
             self.cache.write(layer, self.keys[row][own], self.values[row][own], self.slots[row][own])
-        output = ReferenceAttention(self.cache).attend(
+        output = attention(self.cache).attend(
             layer, torch.cat([self.queries[row] for row in order]), self.context(befores)
         )
         parts = dict(zip(order, output.split([self.counts[row] for row in order]), strict=True))
@@ -123,24 +126,26 @@ spans = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size=3)
 decodes = st.lists(st.integers(1, 40), max_size=4)
 
 
+@each_attention
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), spans, decodes, st.sampled_from([1, 4, 5]))
+@given(seed=st.integers(0, 2**31), spans=spans, decodes=decodes, block_size=st.sampled_from([1, 4, 5]))
 def test_every_row_sees_its_own_context_and_nothing_else(
-    seed: int, spans: list[tuple[int, int]], decodes: list[int], block_size: int
+    attention: Attention, seed: int, spans: list[tuple[int, int]], decodes: list[int], block_size: int
 ) -> None:
     assume(spans or decodes)
     scene = Scene(seed, spans, decodes, block_size)
-    outputs = scene.run(layer=1)
+    outputs = scene.run(1, attention)
     for row, output in enumerate(outputs):
         torch.testing.assert_close(output.double(), scene.expected(row), rtol=1e-4, atol=1e-5)
     assert scene.cache.keys[0].isnan().all(), "another layer was written"
 
 
-def test_rows_give_the_same_numbers_alone_and_together() -> None:
-    together = Scene(3, [(5, 9)], [3, 40, 17, 18], 4).run(0)
+@each_attention
+def test_rows_give_the_same_numbers_alone_and_together(attention: Attention) -> None:
+    together = Scene(3, [(5, 9)], [3, 40, 17, 18], 4).run(0, attention)
     scene = Scene(3, [(5, 9)], [3, 40, 17, 18], 4)
     scene.run(0)
-    backend = ReferenceAttention(scene.cache)
+    backend = attention(scene.cache)
     whole = scene.context(
         [length - count for length, count in zip(scene.contexts, scene.counts, strict=True)]
     )
@@ -155,11 +160,12 @@ def test_rows_give_the_same_numbers_alone_and_together() -> None:
         assert torch.equal(backend.attend(0, scene.queries[row], context), together[row])
 
 
-def test_padding_has_no_effect_and_stays_finite() -> None:
+@each_attention
+def test_padding_has_no_effect_and_stays_finite(attention: Attention) -> None:
     """Decode tokens and empty prefills of a row of length 0, and tokens past the last prefill."""
     plain, padded = (Scene(5, [(5, 9), (0, 3)], [3, 40], 4) for _ in range(2))
-    expected = plain.run(0)
-    padded.run(0)
+    expected = plain.run(0, attention)
+    padded.run(0, attention)
     for tensor in (padded.cache.keys[0], padded.cache.values[0]):
         tensor[0] = 0.0
     befores = [length - count for length, count in zip(padded.contexts, padded.counts, strict=True)]
@@ -175,21 +181,28 @@ def test_padding_has_no_effect_and_stays_finite() -> None:
     )
     queries, padding = padded.queries, torch.randn(2, *padded.queries[0].shape[1:])
     query = torch.cat((queries[2], queries[3], padding, queries[0], queries[1], padding))
-    output = ReferenceAttention(padded.cache).attend(0, query, context)
+    output = attention(padded.cache).attend(0, query, context)
     torch.testing.assert_close(output[:2], torch.cat(expected[2:]))
     torch.testing.assert_close(output[4:16], torch.cat(expected[:2]))
     assert output.isfinite().all()
 
 
-def test_bounds_of_scratch_memory_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Scene(4, [(5, 30), (0, 12)], [9, 9, 9, 30], 4).run(0)
-    monkeypatch.setattr(reference_module, "_MAX_GATHERED_TOKENS", 20)
+@each_attention
+def test_bounds_of_scratch_memory_change_no_number(
+    attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Scene(4, [(5, 30), (0, 12)], [9, 9, 9, 30], 4).run(0, attention)
+    for module in (reference_module, sdpa_module):
+        monkeypatch.setattr(module, "_MAX_GATHERED_TOKENS", 20)
     monkeypatch.setattr(reference_module, "_MAX_SCORES", 200)
-    for sliced, row in zip(Scene(4, [(5, 30), (0, 12)], [9, 9, 9, 30], 4).run(0), whole, strict=True):
+    monkeypatch.setattr(sdpa_module, "_MAX_PAIRS", 200)
+    sliced_rows = Scene(4, [(5, 30), (0, 12)], [9, 9, 9, 30], 4).run(0, attention)
+    for sliced, row in zip(sliced_rows, whole, strict=True):
         torch.testing.assert_close(sliced, row)
 
 
-def test_rows_of_one_step_share_a_block_that_the_step_fills() -> None:
+@each_attention
+def test_rows_of_one_step_share_a_block_that_the_step_fills(attention: Attention) -> None:
     config = model_config(1, 1, 4)
     cache = KVCache(config, 4, 2, torch.float32, torch.device("cpu"))
     query, key, value = torch.randn(4, 1, 4), torch.randn(4, 1, 4), torch.randn(4, 1, 4)
@@ -203,7 +216,7 @@ def test_rows_of_one_step_share_a_block_that_the_step_fills() -> None:
         prefill_rows=torch.tensor([0, 1], dtype=torch.int32),
         prefill_starts=torch.tensor([0, 1, 4], dtype=torch.int32),
     )
-    output = ReferenceAttention(cache).attend(0, query, context)
+    output = attention(cache).attend(0, query, context)
     order = [1, 2, 0]
     weights = (key[order, 0] @ query[0, 0] / 2).softmax(0)
     torch.testing.assert_close(output[0, 0], weights @ value[order, 0])
@@ -235,7 +248,21 @@ def test_triton_is_refused_by_its_flag_where_it_cannot_run_and_auto_does_without
     cache = KVCache(model_config(1, 1, 4), 2, 2, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match="--attention-backend: triton needs a CUDA device"):
         make_backend("triton", cache)
-    assert isinstance(make_backend("auto", cache).attention, ReferenceAttention)
+    assert isinstance(make_backend("auto", cache).attention, SdpaAttention)
+    assert isinstance(make_backend("reference", cache).attention, ReferenceAttention)
+
+
+def test_sdpa_works_out_anew_what_a_new_pass_has_in_common() -> None:
+    """A row that grows, in the same tensors: nothing of the pass before may be used."""
+    scene = Scene(6, [], [7, 21], 4)
+    scene.run(0)
+    backend, query = SdpaAttention(scene.cache), torch.cat(scene.queries)
+    shorter = scene.context([3, 20])
+    backend.attend(0, query, shorter)
+    shorter.lengths.copy_(torch.tensor([6, 20]))
+    grown = replace(shorter)
+    expected = ReferenceAttention(scene.cache).attend(0, query, grown)
+    torch.testing.assert_close(backend.attend(0, query, grown), expected)
 
 
 @gpu
