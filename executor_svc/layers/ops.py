@@ -157,9 +157,8 @@ class ReferenceOps:
         if norms is not None:
             query, key = norms[0](query), norms[1](key)
         cos, sin = (part[:, None] for part in rotation)
-        rotated = rotate(torch.cat((query, key), dim=1), cos, sin)
-        self.kv_cache.write(layer, rotated[:, num_heads:], value, slot_mapping)
-        return rotated[:, :num_heads]
+        self.kv_cache.write(layer, rotate(key, cos, sin), value, slot_mapping)
+        return rotate(query, cos, sin)
 
     def linear(self, x: torch.Tensor, layer: Linear) -> torch.Tensor:
         output: torch.Tensor = layer(x)
