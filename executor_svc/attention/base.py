@@ -10,7 +10,8 @@ import torch
 class AttentionContext:
     """The ragged batch of one forward pass: one token a decode row, then the tokens of the prefills, in order.
 
-    All tensors are on the device and may be changed between two replays of a CUDA graph; the numbers may not.
+    All tensors are on the device and may be changed between two replays of a CUDA graph; the numbers may not. Outside
+    of a graph each pass has a context of its own, whose tensors stay as they are until it ends.
     """
 
     slot_mapping: torch.Tensor

@@ -1,7 +1,7 @@
 """Attention of the CPU: what a sequence holds is gathered from its blocks, and torch's own kernel attends to it.
 
-As in the reference a row's numbers do not change with the company it keeps. What all layers of a pass have in common is
-worked out once.
+As in the reference rows of like length are computed together, each over its own length. What all layers of a pass have
+in common is worked out once.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from executor_svc.attention.reference import padded_num_blocks
 from executor_svc.kv_cache import KVCache
 from nanoserve.arrays import Int32Array
 
-# Bounds of the scratch memory: cached tokens gathered at once, and pairs of a query and a position.
+# Bounds of the scratch memory: cached tokens gathered at once, and pairs of a query and a position, 5 bytes each.
 _MAX_GATHERED_TOKENS = 65536
 _MAX_PAIRS = 2**24
 
@@ -30,8 +30,19 @@ class _Group:
     """Which of the pass's tokens: num_rows * num_queries."""
     slots: torch.Tensor
     """int64 [num_rows, length]: where the cache holds each position."""
-    visible: torch.Tensor | None
-    """bool [num_rows, 1, num_queries, length]; None: each query sees the positions up to its own index."""
+    held: torch.Tensor | None = None
+    """Of decode rows: which positions each sees, bool [num_rows, length]."""
+    first_position: int = 0
+    """Of a prefill: that of its first token here. Each token sees its own position and those before."""
+
+    def visible(self, num_queries: int) -> torch.Tensor | None:
+        """bool, which broadcasts to [num_rows, num_heads, num_queries, length]; None: query i sees positions 0 to i."""
+        if self.held is not None:
+            return self.held[:, None, None]
+        if not self.first_position:
+            return None
+        positions = torch.arange(self.first_position, self.first_position + num_queries)
+        return torch.arange(self.slots.shape[1]) <= positions[:, None]
 
 
 class SdpaAttention:
@@ -51,12 +62,13 @@ class SdpaAttention:
         output = torch.zeros_like(query)
         for group in self._groups:
             queries = query[group.tokens].view(len(group.slots), -1, *query.shape[1:])
+            visible = group.visible(queries.shape[1])
             found = functional.scaled_dot_product_attention(
                 queries.transpose(1, 2),
                 _gather(keys, group.slots).transpose(1, 2),
                 _gather(values, group.slots).transpose(1, 2),
-                attn_mask=group.visible,
-                is_causal=group.visible is None,
+                attn_mask=visible,
+                is_causal=visible is None,
                 enable_gqa=True,
             )
             output[group.tokens] = found.transpose(1, 2).flatten(0, 1)
@@ -86,7 +98,7 @@ class SdpaAttention:
                 if len(chosen) == len(lens):
                     tokens = slice(0, len(lens))  # spares copies
                 slots, held = self._slots(tables[tokens, :width], torch.tensor(lens[chosen]))
-                yield _Group(tokens, slots, held[:, None, None])
+                yield _Group(tokens, slots, held)
 
     def _prefill(
         self, first_token: int, num_tokens: int, first_position: int, block_table: torch.Tensor
@@ -96,14 +108,13 @@ class SdpaAttention:
         num_blocks = -(-context_len // self.kv_cache.block_size)
         slots, _ = self._slots(block_table[None, :num_blocks], torch.tensor([context_len]))
         if not first_position:
-            yield _Group(slice(first_token, first_token + num_tokens), slots[:, :num_tokens], None)
+            yield _Group(slice(first_token, first_token + num_tokens), slots[:, :num_tokens])
             return
         num_queries = max(1, _MAX_PAIRS // slots.shape[1])
         for begin in range(0, num_tokens, num_queries):
             end = min(begin + num_queries, num_tokens)
-            positions = torch.arange(first_position + begin, first_position + end)
-            visible = torch.arange(slots.shape[1]) <= positions[:, None]
-            yield _Group(slice(first_token + begin, first_token + end), slots, visible[None, None])
+            tokens = slice(first_token + begin, first_token + end)
+            yield _Group(tokens, slots, first_position=first_position + begin)
 
     def _slots(
         self, block_tables: torch.Tensor, context_lens: torch.Tensor

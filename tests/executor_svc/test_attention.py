@@ -252,6 +252,16 @@ def test_triton_is_refused_by_its_flag_where_it_cannot_run_and_auto_does_without
     assert isinstance(make_backend("reference", cache).attention, ReferenceAttention)
 
 
+def test_sdpa_keeps_no_mask_of_a_prefill() -> None:
+    """There are as many pairs as tokens times their context."""
+    scene = Scene(8, [(100, 40)], [], 4)
+    scene.run(0)
+    backend = SdpaAttention(scene.cache)
+    backend.attend(0, scene.queries[0], scene.context([100]))
+    kept = [getattr(group, name) for group in backend._groups for name in ("slots", "held")]
+    assert sum(tensor.numel() for tensor in kept if tensor is not None) == 140
+
+
 def test_sdpa_works_out_anew_what_a_new_pass_has_in_common() -> None:
     """A row that grows, in the same tensors: nothing of the pass before may be used."""
     scene = Scene(6, [], [7, 21], 4)
