@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from executor_svc.attention import AttentionBackend, ReferenceAttention, SdpaAttention
+from executor_svc.attention import ReferenceAttention, SdpaAttention
 from executor_svc.kv_cache import KVCache
 from executor_svc.layers.ops import ReferenceOps
 from executor_svc.models.qwen import Backend
@@ -28,15 +28,15 @@ def make_backend(
     device = kv_cache.keys[0].device
     if name == "sdpa" and device.type != "cpu":
         raise ValueError(f"--attention-backend: sdpa needs the CPU, not {device}")
-    if name in ("sdpa", "reference") or lacking is not None:
-        readable = name == "reference" or device.type != "cpu"
-        attention: AttentionBackend = ReferenceAttention(kv_cache) if readable else SdpaAttention(kv_cache)
-        return Backend(ReferenceOps(kv_cache, ranks), attention, capturable=False)
+    if name != "reference" and device.type == "cpu":
+        return Backend(ReferenceOps(kv_cache, ranks), SdpaAttention(kv_cache), capturable=False)
+    if name == "reference" or lacking is not None:
+        return Backend(ReferenceOps(kv_cache, ranks), ReferenceAttention(kv_cache), capturable=False)
     # Only here: a machine without a GPU need not have Triton.
     from executor_svc.kernels.ops import TritonAttention, TritonOps
     from executor_svc.kernels.resident.stack import ResidentLayers
 
-    num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    num_multiprocessors = torch.cuda.get_device_properties(kv_cache.keys[0].device).multi_processor_count
     attention = TritonAttention(kv_cache, num_multiprocessors)
     # Of several ranks each has to add up what the others made within a layer, which that kernel does not.
     resident = ResidentLayers(kv_cache, num_multiprocessors) if resident_decode and ranks.alone else None

@@ -6,9 +6,11 @@ row does not make all short ones as dear.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from executor_svc.attention.base import AttentionContext
 from executor_svc.kv_cache import KVCache
@@ -65,17 +67,12 @@ class ReferenceAttention:
         output = torch.empty_like(query)
         lens: Int32Array = context.lengths[context.decode_rows].cpu().numpy() + np.int32(1)
         tables = context.block_tables[context.decode_rows]
-        widths = padded_num_blocks(lens, self.kv_cache.block_size, tables.shape[1])
-        for width in np.unique(widths):
-            alike = np.flatnonzero(widths == width)
-            num_rows = max(1, _MAX_GATHERED_TOKENS // (int(width) * self.kv_cache.block_size))
-            for begin in range(0, len(alike), num_rows):
-                chosen = alike[begin : begin + num_rows]
-                rows = torch.tensor(chosen, device=query.device)
-                keys, values = self._gather(layer, tables[rows, : int(width)])
-                row_lens = torch.tensor(lens[chosen], device=query.device)
-                held = torch.arange(keys.shape[1], device=query.device) < row_lens[:, None]
-                output[rows] = attend(query[rows, None], keys, values, held[:, None], held)[:, 0]
+        for width, chosen in rows_of_like_length(lens, self.kv_cache.block_size, tables.shape[1]):
+            rows = torch.tensor(chosen, device=query.device)
+            keys, values = self._gather(layer, tables[rows, :width])
+            row_lens = torch.tensor(lens[chosen], device=query.device)
+            held = torch.arange(keys.shape[1], device=query.device) < row_lens[:, None]
+            output[rows] = attend(query[rows, None], keys, values, held[:, None], held)[:, 0]
         return output
 
     def _gather(self, layer: int, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,6 +80,18 @@ class ReferenceAttention:
         keys = self.kv_cache.keys[layer][block_tables].flatten(1, 2)
         values = self.kv_cache.values[layer][block_tables].flatten(1, 2)
         return keys, values
+
+
+def rows_of_like_length(
+    context_lens: Int32Array, block_size: int, max_blocks: int
+) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Indices of contexts that are computed together, and the blocks that each of them takes, padded."""
+    widths = padded_num_blocks(context_lens, block_size, max_blocks)
+    for width in np.unique(widths).tolist():
+        alike = np.flatnonzero(widths == width)
+        num_rows = max(1, _MAX_GATHERED_TOKENS // (width * block_size))
+        for begin in range(0, len(alike), num_rows):
+            yield width, alike[begin : begin + num_rows]
 
 
 def padded_num_blocks(context_lens: Int32Array, block_size: int, max_blocks: int) -> Int32Array:

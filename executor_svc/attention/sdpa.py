@@ -13,12 +13,11 @@ import torch
 from torch.nn import functional
 
 from executor_svc.attention.base import AttentionContext
-from executor_svc.attention.reference import padded_num_blocks
+from executor_svc.attention.reference import rows_of_like_length
 from executor_svc.kv_cache import KVCache
 from nanoserve.arrays import Int32Array
 
-# Bounds of the scratch memory: cached tokens gathered at once, and pairs of a query and a position, 5 bytes each.
-_MAX_GATHERED_TOKENS = 65536
+# Bound of the scratch memory of a prefill: pairs of a query and a position, 5 bytes each.
 _MAX_PAIRS = 2**24
 
 
@@ -88,17 +87,12 @@ class SdpaAttention:
         """One token a row, rows of like length together."""
         tables = context.block_tables[context.decode_rows]
         lens: Int32Array = context.lengths[context.decode_rows].numpy() + np.int32(1)
-        widths = padded_num_blocks(lens, self.kv_cache.block_size, tables.shape[1])
-        for width in np.unique(widths).tolist():
-            alike = np.flatnonzero(widths == width)
-            num_rows = max(1, _MAX_GATHERED_TOKENS // (width * self.kv_cache.block_size))
-            for begin in range(0, len(alike), num_rows):
-                chosen = alike[begin : begin + num_rows]
-                tokens: slice | torch.Tensor = torch.tensor(chosen)
-                if len(chosen) == len(lens):
-                    tokens = slice(0, len(lens))  # spares copies
-                slots, held = self._slots(tables[tokens, :width], torch.tensor(lens[chosen]))
-                yield _Group(tokens, slots, held)
+        for width, chosen in rows_of_like_length(lens, self.kv_cache.block_size, tables.shape[1]):
+            tokens: slice | torch.Tensor = torch.tensor(chosen)
+            if len(chosen) == len(lens):
+                tokens = slice(0, len(lens))  # spares copies
+            slots, held = self._slots(tables[tokens, :width], torch.tensor(lens[chosen]))
+            yield _Group(tokens, slots, held)
 
     def _prefill(
         self, first_token: int, num_tokens: int, first_position: int, block_table: torch.Tensor

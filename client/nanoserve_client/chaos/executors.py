@@ -30,9 +30,6 @@ _FLOAT32 = Rules(max_gap=1e-4, logprob_tolerance=1e-3)
 _BFLOAT16 = Rules(max_gap=0.5, logprob_tolerance=0.5)
 # KV caches that are too small for all rows at once, so that sequences are preempted.
 _SIZES = ("--max-num-seqs=16", "--num-kv-blocks=161", "--max-model-len=512")
-_CUDA_SIZES = ("--max-num-seqs=64", "--num-kv-blocks=513", "--max-model-len=1024", "--device=cuda")
-# Kinds of cases whose gaps cannot be told from the outside.
-_HIDDEN = ("penalties", "filtered")
 EXECUTORS = {
     kind.name: kind
     for kind in (
@@ -53,23 +50,20 @@ EXECUTORS = {
             rules=_FLOAT32,
             start_seconds=30.0,
         ),
-        ExecutorKind(
-            "cuda",
-            (*_CUDA_SIZES, "--dtype=bfloat16"),
-            num_cases=40,
-            max_tokens=(64, 256),
-            rules=_BFLOAT16,
-            start_seconds=120.0,
-            without=_HIDDEN,
-        ),
-        ExecutorKind(
-            "cuda-float32",
-            (*_CUDA_SIZES, "--dtype=float32"),
-            num_cases=40,
-            max_tokens=(64, 256),
-            rules=_FLOAT32,
-            start_seconds=120.0,
-            without=_HIDDEN,
+        *(
+            ExecutorKind(
+                name,
+                ("--max-num-seqs=64", "--num-kv-blocks=513", "--max-model-len=1024", "--device=cuda", dtype),
+                num_cases=40,
+                max_tokens=(64, 256),
+                rules=rules,
+                start_seconds=120.0,
+                without=("penalties", "filtered"),  # whose gaps cannot be told from the outside
+            )
+            for name, dtype, rules in (
+                ("cuda", "--dtype=bfloat16", _BFLOAT16),
+                ("cuda-float32", "--dtype=float32", _FLOAT32),
+            )
         ),
     )
 }
