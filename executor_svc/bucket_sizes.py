@@ -11,7 +11,9 @@ _MAX_PADDED_SHARE = 0.1
 _SIZE_STEP = 8
 # Of steps with prefills: prefill tokens, and decode rows beside so many. The host takes longer to queue a
 # pass kernel by kernel than most run: without graphs, steps up to the largest would wait for it.
+# What is left of a cached prompt is often within a block: 16 tokens alone still take the layers of small batches.
 _MIXED_SIZES = (
+    ((16,), (0,)),
     ((32, 64, 128, 256, 384, 512), (0, 8, 32, 64, 128, 256)),
     ((768, 1024, 1280, 1536, 2048), (0, 32, 128, 256)),
     ((2560, 3072, 4096, 5120, 6144, 7168, 8192), (0, 64, 256)),
