@@ -9,6 +9,7 @@ import torch
 from executor_svc.backends import make_backend
 from executor_svc.batch import BatchState
 from executor_svc.config import ExecutorConfig
+from executor_svc.cpu_threads import StepThreads
 from executor_svc.cuda_runner import CudaRunner
 from executor_svc.device_memory import cuda_num_blocks, naming_flag
 from executor_svc.graphs import DecodeBuckets, MixedBuckets, capture, static_logits
@@ -71,7 +72,8 @@ def build_torch_runner(
             steps = _static_steps(model_runner, limits)
     limits = _allocate(config, model_runner, kv_cache, limits, steps, ranks)
     if device.type == "cpu":
-        return TorchRunner(model_runner, limits)
+        threads = StepThreads(model.parameters(), kv_cache.block_bytes // kv_cache.block_size)
+        return TorchRunner(model_runner, limits, threads)
     if steps:
         # Last, as graphs hold the addresses of the cache.
         with naming_flag("--gpu-memory-utilization", "the graphs do not fit", device):

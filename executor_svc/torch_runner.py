@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
+from executor_svc.cpu_threads import StepThreads
 from executor_svc.model_runner import ModelRunner
 from executor_svc.outputs import to_output
 from executor_svc.plan import ErrorCode, Step, StepFailure, SubStepOutput
@@ -38,12 +39,13 @@ class _Reset:
 class TorchRunner:
     """A StepRunner over a model on the CPU. The worker thread alone touches the model's and the batch's state."""
 
-    def __init__(self, model_runner: ModelRunner, limits: RunnerLimits) -> None:
+    def __init__(self, model_runner: ModelRunner, limits: RunnerLimits, threads: StepThreads) -> None:
         self.limits = limits
         self.device = str(model_runner.state.device)
         self.dtype = str(model_runner.model.embed_tokens.weight.dtype).removeprefix("torch.")
         self.model_runner = model_runner
         self.fatal = threading.Event()
+        self._threads = threads
         self._queue: queue.SimpleQueue[LaunchedStep | _Reset | None] = queue.SimpleQueue()
         self._failure: StepFailure | None = None
         self._last_end_ns: int | None = None
@@ -95,6 +97,7 @@ class TorchRunner:
 
     def _run_sub_step(self, step: Step, sub_step: int) -> SubStepOutput:
         begin_ns = time.monotonic_ns()
+        torch.set_num_threads(self._threads.of(step))
         if sub_step == 0:
             self.model_runner.state.apply(step.plan)
         tensors = self.model_runner.run(step, sub_step)
