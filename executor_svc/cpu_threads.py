@@ -1,8 +1,4 @@
-"""How many threads compute a step on a CPU.
-
-An operator waits for all of its threads. Where scheduler and clients share the machine one of them is often without a
-core, and a step of many short operators then mostly waits: such a step leaves a core to them.
-"""
+"""How many threads compute a step on a CPU: short operators do not repay waking a second one."""
 
 from collections.abc import Iterable
 
@@ -11,13 +7,13 @@ import torch
 from executor_svc.forward import BatchShape
 from executor_svc.plan import Step
 
-# Of a step with so few tokens, and of what it reads: more is work enough for all cores.
-_FEW_TOKENS = 64
-_FEW_BYTES = 64 * 2**20
+# The most tokens of a small step, and the most that it reads of weights, keys and values.
+_FEW_TOKENS = 16
+_FEW_BYTES = 48 * 2**20
 
 
 class StepThreads:
-    """All threads that torch had when this was made, or one less."""
+    """One thread for small steps, for others all that torch had when this was made."""
 
     def __init__(self, weights: Iterable[torch.Tensor], kv_bytes_per_token: int) -> None:
         self._most = torch.get_num_threads()
@@ -25,10 +21,10 @@ class StepThreads:
         self._kv_bytes_per_token = kv_bytes_per_token
 
     def of(self, step: Step) -> int:
-        """The number for a step, at least 1."""
+        """The number for a step."""
         plan = step.plan
+        if BatchShape.of(plan.decode_rows, plan.prefills).num_tokens > _FEW_TOKENS:
+            return self._most
         context = int(step.decode_positions.sum()) + sum(run.first_position for run in plan.prefills)
-        num_tokens = BatchShape.of(plan.decode_rows, plan.prefills).num_tokens
         num_bytes = self._weight_bytes + context * self._kv_bytes_per_token
-        is_small = num_tokens <= _FEW_TOKENS and num_bytes <= _FEW_BYTES
-        return max(1, self._most - is_small)
+        return 1 if num_bytes <= _FEW_BYTES else self._most

@@ -84,6 +84,7 @@ class TorchRunner:
         """Answers every sub-step of a step: with its output, or with the failure of this step or an earlier one."""
         if self._failure is None:
             try:
+                torch.set_num_threads(self._threads.of(launched.step))
                 for sub_step, output in enumerate(launched.outputs):
                     output.set_result(self._run_sub_step(launched.step, sub_step))
             except Exception as error:
@@ -97,7 +98,6 @@ class TorchRunner:
 
     def _run_sub_step(self, step: Step, sub_step: int) -> SubStepOutput:
         begin_ns = time.monotonic_ns()
-        torch.set_num_threads(self._threads.of(step))
         if sub_step == 0:
             self.model_runner.state.apply(step.plan)
         tensors = self.model_runner.run(step, sub_step)

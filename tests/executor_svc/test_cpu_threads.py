@@ -1,14 +1,28 @@
-"""Small steps leave a core to the scheduler, others take all."""
+"""Small steps take one thread, others all; the runner does as it is told."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch_harness import Hand, make_runner, random_tokens, save_checkpoint
 
 from executor_svc.cpu_threads import StepThreads
 from executor_svc.plan import Prefill, Step, StepPlan
 
 NO_ROWS = np.empty(0, np.int32)
 MIB = 2**20
+ALL = 3
+
+
+@pytest.fixture(autouse=True)
+def _three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(ALL)
+    yield
+    torch.set_num_threads(before)
 
 
 def step(contexts: list[int], prefills: list[tuple[int, int]] | None = None) -> Step:
@@ -21,38 +35,44 @@ def step(contexts: list[int], prefills: list[tuple[int, int]] | None = None) -> 
     return Step(plan, np.array(contexts, np.int32))
 
 
-@pytest.fixture
-def all_threads() -> int:
-    return torch.get_num_threads()
-
-
 @pytest.mark.parametrize(
-    ("small", "weights_mib", "contexts", "prefills"),
+    ("num_threads", "weights_mib", "contexts", "prefills"),
     [
-        (True, 16, [0], []),
-        (True, 16, [100] * 64, []),
-        (True, 16, [], [(0, 64)]),
-        (True, 16, [0] * 32, [(1000, 32)]),
-        (False, 16, [0] * 65, []),
-        (False, 16, [], [(0, 65)]),
-        (False, 16, [3000] * 16, []),
-        (False, 16, [0], [(48_000, 1)]),
-        (False, 65, [0], []),
+        (1, 16, [0], []),
+        (1, 48, [0] * 16, []),
+        (1, 16, [1000] * 16, []),
+        (1, 16, [], [(0, 16)]),
+        (1, 16, [0] * 8, [(1000, 8)]),
+        (ALL, 16, [0] * 17, []),
+        (ALL, 16, [], [(0, 17)]),
+        (ALL, 16, [3000] * 16, []),
+        (ALL, 16, [0], [(48_000, 1)]),
+        (ALL, 49, [0], []),
     ],
 )
-def test_a_core_is_left_by_steps_that_are_small_in_every_way(
-    small: bool, weights_mib: int, contexts: list[int], prefills: list[tuple[int, int]], all_threads: int
+def test_one_thread_computes_what_is_small_in_every_way(
+    num_threads: int, weights_mib: int, contexts: list[int], prefills: list[tuple[int, int]]
 ) -> None:
-    threads = StepThreads([torch.empty(weights_mib * MIB, dtype=torch.uint8)], MIB // 1000)
-    assert threads.of(step(contexts, prefills)) == (max(1, all_threads - 1) if small else all_threads)
+    weights = [torch.empty(weights_mib * MIB, dtype=torch.uint8)]
+    assert StepThreads(weights, MIB // 1000).of(step(contexts, prefills)) == num_threads
 
 
-def test_one_thread_is_the_least() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert StepThreads([], 1).of(step([0])) == 1
-        torch.set_num_threads(3)
-        assert StepThreads([], 1).of(step([0])) == 2
-    finally:
-        torch.set_num_threads(before)
+def test_the_runner_takes_the_threads_of_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, "Qwen3")
+    runner = make_runner(tmp_path)
+    seen: list[int] = []
+    run = runner.model_runner.run
+
+    def note_and_run(*given: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return run(*given)
+
+    monkeypatch.setattr(runner.model_runner, "run", note_and_run)
+    hand = Hand(runner)
+    hand.start(0, random_tokens(hand.rng, 40))
+    hand.prefill(0)
+    hand.run()
+    hand.decode(0)
+    hand.run()
+    runner.close()
+    assert seen == [ALL, 1]
