@@ -4,7 +4,7 @@
 
 Requests as W6 whose prompts begin with one of a few shared prefixes, all at once, on a pool of KV blocks that does
 not hold them all: so each switch has something to act on. CUDA graphs and resident layers, which serve one row alone,
-are there on a GPU. They come first, since where each kernel is launched from Python all else is lost in that; and the
+are there on a GPU. Graphs come first, since where each kernel is launched from Python all else is lost in that; and the
 reference backend, which is there to be read and compared with, is no switch here.
 """
 
