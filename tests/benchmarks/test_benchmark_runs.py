@@ -51,6 +51,12 @@ def test_a_closed_loop_keeps_littles_law(server: Server) -> None:
     assert 0 < row["littles_law"] <= 1
 
 
+def test_a_stream_that_only_sends_ends_behind_its_messages() -> None:
+    for number, row in zip((1, 2, 4), rows("grpc_floor", "--prompt-tokens=64", "--reps=5"), strict=True):
+        assert row["messages"] == number
+        assert 0 < row["first_ms"] <= row["last_ms"] <= row["end_ms"]
+
+
 def test_the_parts_of_the_time_to_a_first_token_add_up(server: Server) -> None:
     cold, warm = rows("first_token", f"--address={server.address}", "--prompt-tokens=64", "--reps=3")
     for row in (cold, warm):
