@@ -59,7 +59,7 @@ def torchrun(node_rank: int, *before: str) -> "subprocess.Popen[bytes]":
         f"--node-rank={node_rank}",
         f"--master-addr={FIRST}",
         "--master-port=29500",
-        "--max-restarts=5",
+        "--max-restarts=100",
     ]
     command += ["--monitor-interval=0.2", "-m", "executor_svc", "--tensor-parallel-size=2", *SIZE_FLAGS]
     environment = {"GLOO_SOCKET_IFNAME": ("first", "second")[node_rank], "OMP_NUM_THREADS": "1"}
