@@ -121,11 +121,14 @@ def test_profiles_change_no_token_while_requests_are_preempted_and_cancelled(tmp
     ):
         expected, _ = asyncio.run(run(server.address, profiled=False))
         before = wait_until_idle(client).num_preemptions
-        got, num_steps = asyncio.run(run(server.address, profiled=True))
-        load = wait_until_idle(client)
+        for _ in range(4):  # what has to be preempted depends on who comes when, and may be nobody
+            got, num_steps = asyncio.run(run(server.address, profiled=True))
+            load = wait_until_idle(client)
+            pairs = [pair for pair in zip(expected, got, strict=True) if None not in pair]
+            assert len(pairs) > len(cases) // 2
+            assert all(one == other for one, other in pairs)
+            assert num_steps > 20
+            if load.num_preemptions > before:
+                break
     assert load.num_preemptions > before, "the cache is meant to be too small"
     assert load.num_held_blocks == 0
-    assert num_steps > 20
-    pairs = [pair for pair in zip(expected, got, strict=True) if None not in pair]
-    assert len(pairs) > len(cases) // 2
-    assert all(one == other for one, other in pairs)
