@@ -67,7 +67,7 @@ def conforms(value: Any, schema: dict[str, Any]) -> bool:
             return isinstance(value, str) and len(value) <= schema["maxLength"]
         case "integer":
             # JSON has one kind of number: 3.0 is an integer.
-            whole = type(value) in (int, float) and value == int(value)
+            whole = type(value) is int or (type(value) is float and value.is_integer())
             return whole and schema["minimum"] <= value <= schema["maximum"]
         case "number":
             return type(value) in (int, float)

@@ -88,6 +88,12 @@ def test_what_a_schema_lets_end_conforms_to_it(seed: int, depth: int, choices: l
     assert text is None or conforms(json.loads(text), wanted)
 
 
+def test_a_number_too_large_for_a_float_is_no_integer_of_a_range():
+    value = json.loads("-1e999")
+    assert not conforms(value, {"type": "integer", "minimum": -635, "maximum": -85})
+    assert conforms(value, {"type": "number"})
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=5, max_size=12), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_many_followed_together_are_told_what_each_is_alone(seeds: list[int], seed: int):
