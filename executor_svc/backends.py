@@ -36,7 +36,7 @@ def make_backend(
     from executor_svc.kernels.ops import TritonAttention, TritonOps
     from executor_svc.kernels.resident.stack import ResidentLayers
 
-    num_multiprocessors = torch.cuda.get_device_properties(kv_cache.keys[0].device).multi_processor_count
+    num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     attention = TritonAttention(kv_cache, num_multiprocessors)
     # Of several ranks each has to add up what the others made within a layer, which that kernel does not.
     resident = ResidentLayers(kv_cache, num_multiprocessors) if resident_decode and ranks.alone else None

@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from executor_svc.parallel.end import end_process
+from executor_svc.parallel.link import START_GRACE_SECONDS
 from executor_svc.parallel.place import Place
 from nanoserve.parent import child_environment
 
-# What rank 0 may take to find by itself what ended another rank at the start, and to say it in its own words.
-_START_GRACE_SECONDS = 2.0
 _END_SECONDS = 3.0
 _COMMAND = (sys.executable, "-P", "-m", "executor_svc.process")
 
@@ -50,7 +49,7 @@ class Children:
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         status = process.wait()
         if not self.ready:
-            time.sleep(_START_GRACE_SECONDS)
+            time.sleep(START_GRACE_SECONDS)
         if not self.closing:
             end_process("rank_lost", rank=rank, reason=f"its process ended with status {status}")
 

@@ -1,6 +1,7 @@
 """A rank but the first: runs the plans that rank 0 sends, in their order, and ends when rank 0 does."""
 
 import contextlib
+import functools
 import os
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ from executor_svc.config import ExecutorConfig
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.end import end_process
 from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, make_ranks, prepare_device
-from executor_svc.parallel.link import FollowerEnd
+from executor_svc.parallel.link import FollowerEnd, StartWatch
 from executor_svc.parallel.place import Place
 from executor_svc.parallel.ranked_step import RankedStep
 from executor_svc.parallel.shard import Shard
@@ -43,18 +44,20 @@ def _start(config: ExecutorConfig, model_dir: Path, place: Place) -> tuple[StepR
     device = choose_device(config.device, place.device_index)
     prepare_device(device, place)
     store, _, _ = next(rendezvous("env://"))
-    check_alike(store, place, config, model_dir, device)
-    join_group(store, place, device)
-    connection = connect_to_leader(store, place)
-    ranks = make_ranks(config, model_config, place, device)
-    runner = build_torch_runner(config, model_dir, ranks, place.device_index)
-    ranks.smallest(0, device)  # all are ready
+    connection, store = connect_to_leader(store, place)
+    with StartWatch(_lost) as watch:
+        watch.add(0, connection)
+        check_alike(store, place, config, model_dir, device)
+        join_group(store, place, device)
+        ranks = make_ranks(config, model_config, place, device)
+        runner = build_torch_runner(config, model_dir, ranks, place.device_index)
+        ranks.smallest(0, device)  # all are ready
     structlog.get_logger().info("rank_ready", rank=place.rank, device=runner.device, pid=os.getpid())
-    return runner, FollowerEnd(connection, _lost)
+    return runner, FollowerEnd(connection, functools.partial(_lost, 0))
 
 
-def _lost(reason: str) -> None:
-    end_process("rank_lost", rank=0, reason=reason)
+def _lost(rank: int, reason: str) -> None:
+    end_process("rank_lost", rank=rank, reason=reason)
 
 
 class _Follower:

@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from executor_svc.config import ExecutorConfig, to_flags
 from executor_svc.models.config import ModelConfig
@@ -27,7 +28,9 @@ from nanoserve.checkpoint import model_fingerprint, weights_fingerprint
 # Ranks load their shards between two collectives, from disks that may be slow.
 _PATIENCE = timedelta(minutes=15)
 _HELLO_SECONDS = 5.0
+_RETRY_SECONDS = 0.1
 _TOKEN_BYTES = 32
+_LEADER = "nanoserve/leader"
 _RANK = struct.Struct("<I")
 # What may differ between ranks: where one listens and who may come there, what it writes, and where its model lies.
 _OWN_FLAGS = (
@@ -99,14 +102,18 @@ def check_alike(
         raise ValueError(f"rank {place.rank} is not started as rank 0 is: {', '.join(sorted(different))}")
 
 
-def accept_ranks(store: Store, place: Place) -> Sequence[socket.socket]:
-    """Rank 0: the sockets to ranks 1, 2 and so on."""
+def accept_ranks(
+    store: Store, place: Place, came: Callable[[int, socket.socket], None]
+) -> tuple[Sequence[socket.socket], Store]:
+    """Rank 0: the sockets to ranks 1, 2 and so on, and what of the store is this start's alone.
+
+    `came` is called with each rank and its socket, in the order in which they come.
+    """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
     connections: dict[int, socket.socket] = {}
     with socket.create_server((place.master, 0)) as server:
         server.settimeout(_PATIENCE.total_seconds())
-        store.set("nanoserve/token", token)
-        store.set("nanoserve/port", str(server.getsockname()[1]))
+        store.set(_LEADER, f"{server.getsockname()[1]} {token}")
         while len(connections) < place.size - 1:
             connection, _ = server.accept()
             rank = _greeted(connection, token.encode())
@@ -114,27 +121,59 @@ def accept_ranks(store: Store, place: Place) -> Sequence[socket.socket]:
                 connection.close()
             else:
                 connections[rank] = connection
-    return [connections[rank] for rank in sorted(connections)]
+                came(rank, connection)
+    return [connections[rank] for rank in sorted(connections)], PrefixStore(token, store)
 
 
 def _greeted(connection: socket.socket, token: bytes) -> int | None:
-    """The rank at the other end; None for a stranger."""
-    connection.settimeout(_HELLO_SECONDS)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    """The rank at the other end, which says it once it is greeted back; None for a stranger, or one that has gone."""
+    _prepare(connection)
     try:
-        hello = read_exactly(connection, _TOKEN_BYTES + _RANK.size)
+        hello = read_exactly(connection, _TOKEN_BYTES)
+        if hello is None or not hmac.compare_digest(hello, token):
+            return None
+        connection.sendall(token)
+        told = read_exactly(connection, _RANK.size)
     except OSError:
         return None
-    if hello is None or not hmac.compare_digest(hello[:_TOKEN_BYTES], token):
+    return None if told is None else int(_RANK.unpack(told)[0])
+
+
+def connect_to_leader(store: Store, place: Place) -> tuple[socket.socket, Store]:
+    """Another rank: its socket to rank 0, and what of the store is this start's alone.
+
+    The store of `torchrun` outlives the ranks: until rank 0 has started again it says where rank 0 was before. So it is
+    read until it leads to somebody who greets back. TimeoutError where it does not.
+    """
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    while True:
+        port, token = store.get(_LEADER).decode().split()
+        connection = _greeting(place, int(port), token.encode())
+        if connection is not None:
+            return connection, PrefixStore(token, store)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank 0 does not answer at {place.master}:{port}")
+        time.sleep(_RETRY_SECONDS)
+
+
+def _greeting(place: Place, port: int, token: bytes) -> socket.socket | None:
+    """A socket to rank 0, which has greeted back; None where it is not there."""
+    try:
+        connection = socket.create_connection((place.master, port), timeout=_HELLO_SECONDS)
+    except OSError:
         return None
-    (rank,) = _RANK.unpack(hello[_TOKEN_BYTES:])
-    return int(rank)
+    _prepare(connection)
+    try:
+        connection.sendall(token)
+        if read_exactly(connection, _TOKEN_BYTES) == token:
+            connection.sendall(_RANK.pack(place.rank))
+            return connection
+    except OSError:
+        pass
+    connection.close()
+    return None
 
 
-def connect_to_leader(store: Store, place: Place) -> socket.socket:
-    """Another rank: its socket to rank 0."""
-    port = int(store.get("nanoserve/port"))
-    connection = socket.create_connection((place.master, port), timeout=_PATIENCE.total_seconds())
+def _prepare(connection: socket.socket) -> None:
+    connection.settimeout(_HELLO_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.sendall(store.get("nanoserve/token") + _RANK.pack(place.rank))
-    return connection

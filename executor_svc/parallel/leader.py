@@ -15,7 +15,7 @@ from executor_svc.models.config import read_model_config
 from executor_svc.parallel.children import Children
 from executor_svc.parallel.end import end_process, exit_on_signal
 from executor_svc.parallel.join import accept_ranks, check_alike, join_group, make_ranks, prepare_device
-from executor_svc.parallel.link import LeaderEnd
+from executor_svc.parallel.link import LeaderEnd, StartWatch
 from executor_svc.parallel.peers import check_mode
 from executor_svc.parallel.place import Place, is_overlapping
 from executor_svc.parallel.ranked_step import RankedStep
@@ -96,10 +96,10 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         with exit_on_signal():
             store, _, _ = next(rendezvous("env://"))
     prepare_device(device, place)
-    check_alike(store, place, config, model_dir, device)
-    with exit_on_signal():  # whatever is waited for here, a rank that does not come keeps
+    with exit_on_signal(), StartWatch(_lost) as watch:  # what is waited for here may never come
+        connections, store = accept_ranks(store, place, watch.add)
+        check_alike(store, place, config, model_dir, device)
         join_group(store, place, device)
-        connections = accept_ranks(store, place)
         ranks = make_ranks(config, model_config, place, device)
         runner = build_torch_runner(config, model_dir, ranks, place.device_index)
         ranks.smallest(0, device)  # all are ready

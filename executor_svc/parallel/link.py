@@ -20,10 +20,49 @@ _RESET = 2**32 - 1
 _END = 2**32 - 2
 _SILENT = 2**32 - 3
 _BEAT_SECONDS = 0.5
+# What a rank may take to find by itself what ended another at the start, and to say it in its own words.
+START_GRACE_SECONDS = 2.0
 SILENCE_SECONDS = 3.0
 """How long a rank may say nothing."""
 ANNOUNCED_SECONDS = 60.0
 """How long rank 0 may, having said so: as long as its parent lets it (watchdog.py)."""
+
+
+class StartWatch:
+    """While ranks start, which may take long and is silent: one whose connection closes is lost.
+
+    A context manager; behind it the ends below watch the same connections.
+    """
+
+    def __init__(self, lost: Callable[[int, str], None]) -> None:
+        """`lost` is called, by a thread, with the rank and the reason when one is."""
+        self._lost = lost
+        self._over = threading.Event()
+
+    def __enter__(self) -> "StartWatch":
+        """Ranks may be added."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nobody is said to be lost from now on."""
+        self._over.set()
+
+    def add(self, rank: int, connection: socket.socket) -> None:
+        """Watches the connection to a rank, on which nothing is read meanwhile."""
+        connection.settimeout(None)
+        threading.Thread(
+            target=self._watch, args=(rank, connection), name=f"rank-{rank}-start", daemon=True
+        ).start()
+
+    def _watch(self, rank: int, connection: socket.socket) -> None:
+        reason = "its connection closed at the start"
+        try:
+            if connection.recv(1, socket.MSG_PEEK):
+                return  # it is ready
+        except OSError as error:
+            reason = str(error)
+        if not self._over.wait(START_GRACE_SECONDS):
+            self._lost(rank, reason)
 
 
 class LeaderEnd:

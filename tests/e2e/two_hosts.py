@@ -2,7 +2,9 @@
 
     unshare --user --map-root-user --net --pid --mount-proc --fork --kill-child python tests/e2e/two_hosts.py
 
-Prints one JSON line: tokens of one request, before and after the second host's rank is killed in the middle of another.
+Prints one JSON line: tokens of one request four times, and how often `torchrun` had started each host's rank again. The
+first is undisturbed; in the middle of the next two the second host's rank is killed, then the first's; before the last
+the first's is, and the second's while both start again.
 """
 
 import json
@@ -20,6 +22,8 @@ FIRST, SECOND, PREFIX = "10.77.0.1", "10.77.0.2", 24
 SIZE_FLAGS = ("--num-kv-blocks=129", "--max-num-seqs=8", "--dtype=float32", "--device=cpu", "--verify")
 EXECUTOR, SCHEDULER = "127.0.0.1:50061", "127.0.0.1:50051"
 READY_SECONDS = 120.0
+# In which ranks that start have found each other, and are not ready yet.
+START_SECONDS = 4.0
 PROMPT = [5, 60, 7, 201]
 PARAMS = {"temperature": 1.5, "frequency_penalty": 0.5, "seed": 1, "max_tokens": 150, "ignore_eos": True}
 
@@ -59,7 +63,7 @@ def torchrun(node_rank: int, *before: str) -> "subprocess.Popen[bytes]":
         f"--node-rank={node_rank}",
         f"--master-addr={FIRST}",
         "--master-port=29500",
-        "--max-restarts=100",
+        "--max-restarts=5",
     ]
     command += ["--monitor-interval=0.2", "-m", "executor_svc", "--tensor-parallel-size=2", *SIZE_FLAGS]
     environment = {"GLOO_SOCKET_IFNAME": ("first", "second")[node_rank], "OMP_NUM_THREADS": "1"}
@@ -95,10 +99,26 @@ def wait_until_ready(client: Client) -> None:
             time.sleep(0.2)
 
 
+def restarts_of(host: int) -> int:
+    """How often `torchrun` has started this host's rank again."""
+    (rank,) = executors_in(host)
+    words = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
+    (count,) = (word.partition(b"=")[2] for word in words if word.startswith(b"TORCHELASTIC_RESTART_COUNT="))
+    return int(count)
+
+
+def kill(host: int) -> None:
+    """Kills the rank of this host; returns when another is there."""
+    (victim,) = executors_in(host)
+    os.kill(victim, signal.SIGKILL)
+    while executors_in(host) in ([], [victim]):
+        time.sleep(0.05)
+
+
 def main() -> None:
-    host = make_second_host()
+    hosts = os.getpid(), make_second_host()
     torchrun(0)
-    torchrun(1, "nsenter", "--net", "--target", str(host))
+    torchrun(1, "nsenter", "--net", "--target", str(hosts[1]))
     scheduler = [
         sys.executable,
         "-P",
@@ -109,6 +129,7 @@ def main() -> None:
     ]
     subprocess.Popen(scheduler)
     answers: list[tuple[int, ...]] = []
+    restarts: list[list[int]] = []
     with Client(SCHEDULER) as client:
 
         def generate() -> None:
@@ -116,15 +137,20 @@ def main() -> None:
 
         wait_until_ready(client)
         generate()
-        stream = threading.Thread(target=generate)
-        stream.start()
-        while client.get_load().num_running_requests == 0:
-            time.sleep(0.01)
-        (victim,) = executors_in(host)
-        os.kill(victim, signal.SIGKILL)
-        stream.join()
-        assert victim not in executors_in(host)
-    print(json.dumps(answers), flush=True)
+        for victim in reversed(hosts):
+            stream = threading.Thread(target=generate)
+            stream.start()
+            while client.get_load().num_running_requests == 0:
+                time.sleep(0.01)
+            kill(victim)
+            stream.join()
+            restarts.append([restarts_of(host) for host in hosts])
+        kill(hosts[0])
+        time.sleep(START_SECONDS)
+        kill(hosts[1])
+        generate()
+        restarts.append([restarts_of(host) for host in hosts])
+    print(json.dumps({"answers": answers, "restarts": restarts}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from executor_svc.parallel import link
-from executor_svc.parallel.link import FollowerEnd, LeaderEnd
+from executor_svc.parallel.link import FollowerEnd, LeaderEnd, StartWatch
 
 WAIT_SECONDS = 20.0
 SILENCE_SECONDS = 0.5
@@ -86,3 +86,37 @@ def test_a_socket_that_closes_is_a_loss(ends: tuple[socket.socket, socket.socket
     start_end(1 - end, ends, lost)
     ends[end].close()
     assert lost.told.wait(WAIT_SECONDS)
+
+
+@pytest.fixture
+def lost_at_start(monkeypatch: pytest.MonkeyPatch) -> Lost:
+    monkeypatch.setattr(link, "START_GRACE_SECONDS", 0.05)
+    return Lost()
+
+
+def test_a_rank_whose_connection_closes_at_the_start_is_lost(
+    ends: tuple[socket.socket, socket.socket], lost_at_start: Lost
+) -> None:
+    with StartWatch(lost_at_start) as watch:
+        watch.add(1, ends[0])
+        assert not lost_at_start.told.wait(3 * SILENCE_SECONDS), "at the start ranks may be silent"
+        ends[1].close()
+        assert lost_at_start.told.wait(WAIT_SECONDS)
+    assert lost_at_start.reasons == ["its connection closed at the start"]
+
+
+def test_the_ends_take_over_from_the_watch_of_the_start(
+    ends: tuple[socket.socket, socket.socket], lost_at_start: Lost
+) -> None:
+    with StartWatch(lost_at_start) as watch, StartWatch(lost_at_start) as other:
+        watch.add(1, ends[0])
+        other.add(0, ends[1])
+        follower = FollowerEnd(ends[1], lost_at_start)
+    leader = LeaderEnd(1, ends[0], lost_at_start)
+    time.sleep(2.5 * SILENCE_SECONDS)
+    leader.plan(b"plan")
+    assert next(follower.messages()) == b"plan"
+    leader.close()
+    assert list(follower.messages()) == []
+    ends[1].close()
+    assert not lost_at_start.told.wait(SILENCE_SECONDS)

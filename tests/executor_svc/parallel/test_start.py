@@ -80,8 +80,8 @@ from executor_svc.parallel.place import Place
 
 place = Place(1, 2, 1, 2, "127.0.0.1")
 store = torch.distributed.TCPStore("127.0.0.1", int(sys.argv[1]), 2, is_master=False)
+connection, store = connect_to_leader(store, place)
 join_group(store, place, torch.device("cpu"))
-connection = connect_to_leader(store, place)
 print("joined", flush=True)
 time.sleep(600)
 """
