@@ -3,9 +3,9 @@
     python experiments/ablation.py --model-shape 0.6b --device cuda --out plots/data/h200-0.6b
 
 Requests as W6 whose prompts begin with one of a few shared prefixes, all at once, on a pool of KV blocks that does
-not hold them all: so each switch has something to act on. CUDA graphs and resident layers, which serve one row alone,
-are there on a GPU. Graphs come first, since where each kernel is launched from Python all else is lost in that; and the
-reference backend, which is there to be read and compared with, is no switch here.
+not hold them all: so each switch has something to act on. CUDA graphs, and resident layers, which serve one row of a
+small model alone, are there on a GPU. Graphs come first, since where each kernel is launched from Python all else is
+lost in that; and the reference backend, which is there to be read and compared with, is no switch here.
 """
 
 import argparse
@@ -31,7 +31,6 @@ SWITCHES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "several steps a plan": ((), ("--max-plan-ms=0",)),
     "planning ahead": ((), ("--pipeline-depth=1",)),
 }
-_GPU_ALONE = ("CUDA graphs", "resident layers")
 # Without batching and KV cache; and the batching that each of these steps brings instead of the one before it.
 NAIVEST = ("--batching=naive", "--no-kv-cache")
 _BATCHING = {
@@ -55,7 +54,9 @@ _LADDER = (
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
     """The ladder, whose last step is the whole, then the whole less each switch."""
-    names = [name for name in SWITCHES if arguments.device == "cuda" or name not in _GPU_ALONE]
+    on_gpu = arguments.device == "cuda"
+    lacking = {"CUDA graphs": not on_gpu, "resident layers": not (on_gpu and sizes.resident)}
+    names = [name for name in SWITCHES if not lacking.get(name)]
     off, batching = list(names), NAIVEST
     steps = [("naive, no KV cache", list(off), batching)]
     for name in _LADDER:

@@ -4,7 +4,7 @@
 
 W3 with each, over 64 output tokens where it is eager: milliseconds a step as clients see them, and of these the
 device's and the launching thread's. Both launch layer by layer; what a single row wins where all its layers are one
-kernel is a case of its own. Without a GPU there are no graphs, and so no cases.
+kernel, as those of a small model, is a case of its own. Without a GPU there are no graphs, and so no cases.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _MODES: dict[str, tuple[str, ...]] = {
 
 
 def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
-    """Every batch with graphs, then eager, then one resident row; none on a CPU."""
+    """Every batch with graphs, then eager, then a row of resident layers, if there are any; none on a CPU."""
     if arguments.device != "cuda":
         return []
     longest = sizes.decode.num_prompt_tokens + sizes.decode.num_output_tokens
@@ -43,7 +43,7 @@ def cases(sizes: Sizes, arguments: argparse.Namespace) -> list[Case]:
             ("--no-enable-prefix-caching",),
         )
         for mode, flags in _MODES.items()
-        for batch in (sizes.batches if mode != "resident" else (1,))
+        for batch in (sizes.batches if mode != "resident" else (1,) * sizes.resident)
     ]
 
 

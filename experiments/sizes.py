@@ -30,6 +30,8 @@ class Sizes:
     decode: EqualWorkload
     batches: tuple[int, ...]
     """Of cuda_graphs."""
+    resident: bool
+    """Whether a GPU has the layers of one row's step as one kernel: of a small model alone."""
     roofline_batches: tuple[int, ...]
     roofline_contexts: tuple[int, ...]
     roofline_tokens: int
@@ -62,6 +64,7 @@ _GPU = Sizes(
     prefix_lengths=(512, 1024, 4096, 16_384),
     decode=W3,
     batches=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    resident=True,
     roofline_batches=(1, 8, 64, 256),
     roofline_contexts=(256, 2048, 8192),
     roofline_tokens=600_000,
@@ -89,6 +92,7 @@ _DEMO = Sizes(
     prefix_lengths=(128, 512, 1024, 1920),
     decode=EqualWorkload(32, 32),
     batches=(1, 4, 16),
+    resident=True,
     roofline_batches=(1, 4, 16),
     roofline_contexts=(64, 512),
     roofline_tokens=10_000,
@@ -134,6 +138,7 @@ _SIZES = {
         num_uncached=2,
         prefix_lengths=(1024, 4096),
         batches=(1, 8, 64),
+        resident=False,
         roofline_tokens=270_000,
         roofline_steps=200,
         crash=EqualWorkload(512, 1024),

@@ -21,6 +21,8 @@ PAGES = (_REPOSITORY / "docs" / "study.md", _REPOSITORY / "README.md")
 SETS = {"h200-0.6b": "H200, 0.6B", "h200-14b": "H200, 14B", "cpu-demo": "demo, CPU"}
 PICTURED = ("h200-0.6b", "cpu-demo")
 """Whose pictures are shown, in this order: of the first that has the experiment."""
+OWN_PICTURES = {"h200-14b": "14b"}
+"""Sets that have their pictures beside those, and the folder of plots/ where they are."""
 _MISSING = "not yet"
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -114,7 +116,10 @@ _COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def table(name: str, sets: dict[str, Rows]) -> str:
-    """A table by its name: "ratios", "summary", "counts", "machines", "figure:" and an experiment, or an experiment."""
+    """A table by its name: "ratios", "summary", "counts", "machines", an experiment, or "figure:" and an experiment.
+
+    Behind that ":" and one of OWN_PICTURES for a picture of that set.
+    """
     if name == "ratios":
         return _ratios(sets)
     if name == "summary":
@@ -124,7 +129,7 @@ def table(name: str, sets: dict[str, Rows]) -> str:
     if name == "machines":
         return _machines(sets)
     if name.startswith("figure:"):
-        return _figure(name.removeprefix("figure:"), sets)
+        return _figure(*name.split(":")[1:], sets=sets)
     parts = []
     for folder, label in SETS.items():
         rows = list(sets[folder].get(name, {}).values())
@@ -133,13 +138,14 @@ def table(name: str, sets: dict[str, Rows]) -> str:
     return "\n".join(parts)
 
 
-def _figure(experiment: str, sets: dict[str, Rows]) -> str:
+def _figure(experiment: str, own: str | None = None, *, sets: dict[str, Rows]) -> str:
     """The picture that plots/study.py draws, and whose it is."""
-    source = next((folder for folder in PICTURED if experiment in sets[folder]), None)
+    source = next((folder for folder in ((own,) if own else PICTURED) if experiment in sets[folder]), None)
     if source is None:
         return "There is no picture yet.\n"
     picture, text = _FIGURES[experiment]
-    return f"![{text}: {SETS[source]}](../plots/{picture}.png)\n"
+    folder = f"../plots/{OWN_PICTURES[own]}" if own else "../plots"
+    return f"![{text}: {SETS[source]}]({folder}/{picture}.png)\n"
 
 
 def _of_rows(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> str:

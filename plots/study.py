@@ -4,7 +4,7 @@
     python plots/study.py --data .run/study --out .run/study         # your own
 
 Of what is committed each picture is of the first set of PICTURED (experiments/study_report.py) that has rows of its
-experiment; without any there is no picture.
+experiment; without any there is no picture. The sets of OWN_PICTURES have theirs in folders.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from study_device import crash_cost, cuda_graphs, prefix_cache_latency, roofline
 from style import Report
 from tp_scaling import tp_scaling
 
-from experiments.study_report import DATA, PICTURED
+from experiments.study_report import DATA, OWN_PICTURES, PICTURED
 
 HERE = Path(__file__).resolve().parent
 # Experiment -> the picture's name and who draws it.
@@ -64,9 +64,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.data is None) != (arguments.out is None):
         parser.error("--data and --out go together")
-    own = arguments.data is not None
-    sets = [arguments.data] if own else [DATA / name for name in PICTURED]
-    drawn = draw(sets, arguments.out if own else HERE)
+    if arguments.data is not None:
+        drawn = draw([arguments.data], arguments.out)
+    else:
+        drawn = draw([DATA / name for name in PICTURED], HERE)
+        for name, folder in OWN_PICTURES.items():
+            drawn += draw([DATA / name], HERE / folder)
     if not drawn:
         parser.error(f"--data: {arguments.data or DATA} has no rows of any experiment")
     print("\n".join(drawn))

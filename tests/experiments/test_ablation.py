@@ -11,17 +11,20 @@ from experiments.sizes import sizes_of
 NUM_POOL_FLAGS = len(ablation.pool_flags(sizes_of("demo", "demo"), 1))
 
 
-def flags_of_cases(device: str) -> dict[str, frozenset[str]]:
+STUDIES = [("demo", "cpu"), ("demo", "cuda"), ("0.6b", "cuda"), ("14b", "cuda")]
+
+
+def flags_of_cases(model: str, device: str) -> dict[str, frozenset[str]]:
     """By case: what is given beside the flags of the pool."""
-    cases = ablation.cases(sizes_of("demo", "demo"), argparse.Namespace(device=device))
+    cases = ablation.cases(sizes_of(model, model), argparse.Namespace(device=device))
     return {
         case.name: frozenset((*case.executor_flags[NUM_POOL_FLAGS:], *case.scheduler_flags)) for case in cases
     }
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_each_step_of_the_ladder_ends_one_flag_and_the_last_has_none(device: str) -> None:
-    flags = flags_of_cases(device)
+@pytest.mark.parametrize(("model", "device"), STUDIES)
+def test_each_step_of_the_ladder_ends_one_flag_and_the_last_has_none(model: str, device: str) -> None:
+    flags = flags_of_cases(model, device)
     ladder = [given for name, given in flags.items() if not name.startswith("without ")]
     assert len(set(ladder)) == len(ladder)
     for before, after in pairwise(ladder):
@@ -30,9 +33,9 @@ def test_each_step_of_the_ladder_ends_one_flag_and_the_last_has_none(device: str
     assert ladder[-1] == frozenset()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_switch_is_taken_away_alone(device: str) -> None:
-    flags = flags_of_cases(device)
+@pytest.mark.parametrize(("model", "device"), STUDIES)
+def test_every_switch_is_taken_away_alone(model: str, device: str) -> None:
+    flags = flags_of_cases(model, device)
     alone = [given for name, given in flags.items() if name.startswith("without ")]
     assert all(len(given) == 1 for given in alone)
     assert frozenset().union(*alone) == flags["naive, no KV cache"] - set(ablation.NAIVEST) | {

@@ -1,5 +1,7 @@
 """Ratios are of the right rows, the right way round; tables say what the JSON says, and nothing where there is none."""
 
+import re
+
 import pytest
 
 from benchmarks.shapes import SHAPES, Shape
@@ -80,6 +82,19 @@ def test_a_figure_is_shown_where_it_is_drawn() -> None:
     assert "no picture yet" in filled(page, NONE)
     assert "../plots/cuda_graphs.png" in filled(page, NONE | {"h200-0.6b": ROWS})
     assert "no picture yet" in filled(page, NONE | {"h200-14b": ROWS})
+
+
+def test_a_set_with_pictures_of_its_own_is_shown_with_them() -> None:
+    page = "<!-- table: figure:cuda_graphs:h200-14b -->\n<!-- end of table -->\n"
+    assert "no picture yet" in filled(page, NONE | {"h200-0.6b": ROWS})
+    assert "14B](../plots/14b/cuda_graphs.png)" in filled(page, NONE | {"h200-14b": ROWS})
+
+
+def test_every_picture_of_the_committed_pages_is_there() -> None:
+    for page in PAGES:
+        pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", page.read_text(encoding="utf-8"))
+        assert pictures
+        assert all((page.parent / picture).exists() for picture in pictures)
 
 
 def test_a_decode_step_does_two_operations_a_weight_and_four_a_head_value_of_context() -> None:
