@@ -123,7 +123,7 @@ def _follow(config: ExecutorConfig, place: Place) -> int:
         signal.signal(number, signal.SIG_IGN)
     from executor_svc.parallel.follower import follow
 
-    follow(config, find_checkpoint(config.model, weights=config.load_format != "dummy"), place)
+    follow(config, place)
     return 0
 
 

@@ -4,19 +4,24 @@ import contextlib
 import functools
 import os
 import threading
-from pathlib import Path
 from queue import SimpleQueue
 
 import structlog
 import torch
-from torch.distributed.rendezvous import rendezvous
 
 from executor_svc import wire
 from executor_svc.build import build_torch_runner, choose_device
 from executor_svc.config import ExecutorConfig
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.end import end_process
-from executor_svc.parallel.join import check_alike, connect_to_leader, join_group, make_ranks, prepare_device
+from executor_svc.parallel.join import (
+    check_alike,
+    connect_to_leader,
+    join_group,
+    make_ranks,
+    meeting_store,
+    prepare_device,
+)
 from executor_svc.parallel.link import FollowerEnd, StartWatch
 from executor_svc.parallel.place import Place
 from executor_svc.parallel.ranked_step import RankedStep
@@ -24,29 +29,31 @@ from executor_svc.parallel.shard import Shard
 from executor_svc.plan import StepFailure
 from executor_svc.row_table import RowTable
 from executor_svc.runner import PendingStep, StepRunner, sub_steps
+from nanoserve.checkpoint import find_checkpoint
 from nanoserve.executor.v1 import executor_pb2 as pb
 
 _Waited = tuple[PendingStep, int]
 
 
-def follow(config: ExecutorConfig, model_dir: Path, place: Place) -> None:
+def follow(config: ExecutorConfig, place: Place) -> None:
     """Returns when rank 0 says so; whatever else happens ends the process with status 1."""
     try:
-        runner, link = _start(config, model_dir, place)
+        runner, link = _start(config, place)
         _Follower(runner).run(link)
     except Exception as error:
         end_process("rank_failed", rank=place.rank, reason=str(error), exc_info=error)
 
 
-def _start(config: ExecutorConfig, model_dir: Path, place: Place) -> tuple[StepRunner, FollowerEnd]:
-    model_config = read_model_config(model_dir)
-    Shard(place.rank, place.size).check(model_config)
-    device = choose_device(config.device, place.device_index)
-    prepare_device(device, place)
-    store, _, _ = next(rendezvous("env://"))
-    connection, store = connect_to_leader(store, place)
+def _start(config: ExecutorConfig, place: Place) -> tuple[StepRunner, FollowerEnd]:
+    structlog.get_logger().info("waiting_for_rank_0", rank=place.rank)
+    connection, store = connect_to_leader(meeting_store(), place)
     with StartWatch(_lost) as watch:
-        watch.add(0, connection)
+        watch.add(0, connection)  # before what may fail: rank 0 sees it end
+        model_dir = find_checkpoint(config.model, weights=config.load_format != "dummy")
+        model_config = read_model_config(model_dir)
+        Shard(place.rank, place.size).check(model_config)
+        device = choose_device(config.device, place.device_index)
+        prepare_device(device, place)
         check_alike(store, place, config, model_dir, device)
         join_group(store, place, device)
         ranks = make_ranks(config, model_config, place, device)

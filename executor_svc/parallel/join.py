@@ -6,7 +6,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import timedelta
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from executor_svc.config import ExecutorConfig, to_flags
 from executor_svc.models.config import ModelConfig
@@ -32,6 +33,8 @@ _RETRY_SECONDS = 0.1
 _TOKEN_BYTES = 32
 _LEADER = "nanoserve/leader"
 _RANK = struct.Struct("<I")
+# Rank 0's answer, and the answer to that: nothing that an echo, or one who has gone meanwhile, would say.
+_WELCOME, _THANKS = b"nanoserve: welcome", b"!"
 # What may differ between ranks: where one listens and who may come there, what it writes, and where its model lies.
 _OWN_FLAGS = (
     "--model=",
@@ -102,53 +105,70 @@ def check_alike(
         raise ValueError(f"rank {place.rank} is not started as rank 0 is: {', '.join(sorted(different))}")
 
 
+def meeting_store() -> Store:
+    """The store that the environment names, which may be older than the ranks: `torchrun` keeps it over restarts."""
+    store: Store = next(rendezvous("env://", timeout=_PATIENCE))[0]
+    return store
+
+
 def accept_ranks(
     store: Store, place: Place, came: Callable[[int, socket.socket], None]
 ) -> tuple[Sequence[socket.socket], Store]:
     """Rank 0: the sockets to ranks 1, 2 and so on, and what of the store is this start's alone.
 
-    `came` is called with each rank and its socket, in the order in which they come.
+    `came` is called with each rank and its socket, in the order in which they come. TimeoutError where one does not.
     """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
     connections: dict[int, socket.socket] = {}
+    missing = set(range(1, place.size))
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
     with socket.create_server((place.master, 0)) as server:
-        server.settimeout(_PATIENCE.total_seconds())
         store.set(_LEADER, f"{server.getsockname()[1]} {token}")
-        while len(connections) < place.size - 1:
-            connection, _ = server.accept()
-            rank = _greeted(connection, token.encode())
-            if rank is None or not 0 < rank < place.size or rank in connections:
+        while missing:
+            seconds_left = deadline - time.monotonic()
+            if seconds_left <= 0:
+                raise TimeoutError(f"ranks {sorted(missing)} have not come")
+            server.settimeout(seconds_left)
+            try:
+                connection, _ = server.accept()
+            except (ConnectionAbortedError, TimeoutError):
+                continue
+            rank = _greeted(connection, token.encode(), missing)
+            if rank is None:
                 connection.close()
             else:
+                missing.remove(rank)
                 connections[rank] = connection
                 came(rank, connection)
     return [connections[rank] for rank in sorted(connections)], PrefixStore(token, store)
 
 
-def _greeted(connection: socket.socket, token: bytes) -> int | None:
-    """The rank at the other end, which says it once it is greeted back; None for a stranger, or one that has gone."""
-    _prepare(connection)
+def _greeted(connection: socket.socket, token: bytes, missing: Set[int]) -> int | None:
+    """The rank at the other end, which is one of `missing`, and still there once it is welcome; None for all others."""
     try:
-        hello = read_exactly(connection, _TOKEN_BYTES)
-        if hello is None or not hmac.compare_digest(hello, token):
+        _prepare(connection)
+        hello = read_exactly(connection, _TOKEN_BYTES + _RANK.size)
+        if hello is None or not hmac.compare_digest(hello[:_TOKEN_BYTES], token):
             return None
-        connection.sendall(token)
-        told = read_exactly(connection, _RANK.size)
+        (rank,) = _RANK.unpack(hello[_TOKEN_BYTES:])
+        if rank not in missing:
+            return None
+        connection.sendall(_WELCOME)
+        return int(rank) if read_exactly(connection, len(_THANKS)) == _THANKS else None
     except OSError:
         return None
-    return None if told is None else int(_RANK.unpack(told)[0])
 
 
 def connect_to_leader(store: Store, place: Place) -> tuple[socket.socket, Store]:
     """Another rank: its socket to rank 0, and what of the store is this start's alone.
 
-    The store of `torchrun` outlives the ranks: until rank 0 has started again it says where rank 0 was before. So it is
-    read until it leads to somebody who greets back. TimeoutError where it does not.
+    Until rank 0 has started again an older store says where it was before, and until it ends it may still know the rank
+    whose place this one takes. So it is asked anew until it says welcome. TimeoutError where it does not.
     """
     deadline = time.monotonic() + _PATIENCE.total_seconds()
     while True:
         port, token = store.get(_LEADER).decode().split()
-        connection = _greeting(place, int(port), token.encode())
+        connection = _welcomed(place, int(port), token.encode())
         if connection is not None:
             return connection, PrefixStore(token, store)
         if time.monotonic() > deadline:
@@ -156,17 +176,17 @@ def connect_to_leader(store: Store, place: Place) -> tuple[socket.socket, Store]
         time.sleep(_RETRY_SECONDS)
 
 
-def _greeting(place: Place, port: int, token: bytes) -> socket.socket | None:
-    """A socket to rank 0, which has greeted back; None where it is not there."""
+def _welcomed(place: Place, port: int, token: bytes) -> socket.socket | None:
+    """A socket to rank 0, which waits for this one; None where it does not, or is not there."""
     try:
         connection = socket.create_connection((place.master, port), timeout=_HELLO_SECONDS)
     except OSError:
         return None
-    _prepare(connection)
     try:
-        connection.sendall(token)
-        if read_exactly(connection, _TOKEN_BYTES) == token:
-            connection.sendall(_RANK.pack(place.rank))
+        _prepare(connection)
+        connection.sendall(token + _RANK.pack(place.rank))
+        if read_exactly(connection, len(_WELCOME)) == _WELCOME:
+            connection.sendall(_THANKS)
             return connection
     except OSError:
         pass

@@ -6,15 +6,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import structlog
 from torch._C._distributed_c10d import Store, TCPStore
-from torch.distributed.rendezvous import rendezvous
 
 from executor_svc.build import build_torch_runner, choose_device
 from executor_svc.config import ExecutorConfig, to_flags
 from executor_svc.models.config import read_model_config
 from executor_svc.parallel.children import Children
 from executor_svc.parallel.end import end_process, exit_on_signal
-from executor_svc.parallel.join import accept_ranks, check_alike, join_group, make_ranks, prepare_device
+from executor_svc.parallel.join import (
+    accept_ranks,
+    check_alike,
+    join_group,
+    make_ranks,
+    meeting_store,
+    prepare_device,
+)
 from executor_svc.parallel.link import LeaderEnd, StartWatch
 from executor_svc.parallel.peers import check_mode
 from executor_svc.parallel.place import Place, is_overlapping
@@ -85,6 +92,7 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         choose_device(config.device, place.local_size - 1)  # there is one for each rank
     device = choose_device(config.device, place.device_index)
     check_mode(config.all_reduce, place, device)
+    structlog.get_logger().info("waiting_for_ranks", count=place.size - 1)
     children = None
     if spawns:
         if device.type == "cpu" or place.overlapping:
@@ -94,15 +102,18 @@ def build_leader(config: ExecutorConfig, model_dir: Path, place: Place | None) -
         children = Children(place, to_flags(config), port)
     else:
         with exit_on_signal():
-            store, _, _ = next(rendezvous("env://"))
+            store = meeting_store()
     prepare_device(device, place)
-    with exit_on_signal(), StartWatch(_lost) as watch:  # what is waited for here may never come
-        connections, store = accept_ranks(store, place, watch.add)
-        check_alike(store, place, config, model_dir, device)
-        join_group(store, place, device)
-        ranks = make_ranks(config, model_config, place, device)
-        runner = build_torch_runner(config, model_dir, ranks, place.device_index)
-        ranks.smallest(0, device)  # all are ready
+    try:
+        with exit_on_signal(), StartWatch(_lost) as watch:  # what is waited for here may never come
+            connections, store = accept_ranks(store, place, watch.add)
+            check_alike(store, place, config, model_dir, device)
+            join_group(store, place, device)
+            ranks = make_ranks(config, model_config, place, device)
+            runner = build_torch_runner(config, model_dir, ranks, place.device_index)
+            ranks.smallest(0, device)  # all are ready
+    except (RuntimeError, TimeoutError) as error:  # of a collective too, where another rank is lost
+        end_process("rank_failed", rank=0, reason=str(error), exc_info=error)
     if children is not None:
         children.ready = True
     links = [LeaderEnd(rank, connection, _lost) for rank, connection in enumerate(connections, 1)]

@@ -1,8 +1,11 @@
 """How ranks find rank 0 by a store that may be older than they are."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from queue import SimpleQueue
 
 import pytest
 from torch.distributed import HashStore, Store
@@ -82,7 +85,7 @@ def test_what_an_earlier_rank_0_wrote_is_no_place_to_meet(
     start(store, 0)
 
 
-@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request, and more of this kind\r\n"])
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", 32 * b"0"])
 def test_whoever_has_an_earlier_port_now_is_not_rank_0(
     start: Callable[[Store, int], threading.Thread], answer: bytes | None
 ) -> None:
@@ -114,3 +117,39 @@ def test_a_stranger_keeps_nobody_from_meeting(
         start(store, 2).join(WAIT_SECONDS)
         stranger.settimeout(WAIT_SECONDS)
         assert stranger.recv(1) == b""
+
+
+def test_a_rank_that_has_come_before_is_not_welcome_again_but_asks_until_rank_0_starts_anew(
+    start: Callable[[Store, int], threading.Thread],
+) -> None:
+    store = HashStore()
+    came: SimpleQueue[socket.socket] = SimpleQueue()
+
+    def first_start() -> None:
+        with contextlib.suppress(TimeoutError):
+            accept_ranks(store, place_of(0), lambda rank, connection: came.put(connection))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(join, "_PATIENCE", timedelta(seconds=2))
+        first = threading.Thread(target=first_start, daemon=True)
+        first.start()
+        store.get("nanoserve/leader")
+    connection, _ = connect_to_leader(store, place_of(1))
+    with connection, came.get(timeout=WAIT_SECONDS):
+        again = start(store, 1)
+        first.join(WAIT_SECONDS)
+        assert again.is_alive()
+    start(store, 0)
+    start(store, 2)
+
+
+def test_rank_0_names_those_who_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "_PATIENCE", timedelta(seconds=0.5))
+    store = HashStore()
+    came: SimpleQueue[socket.socket] = SimpleQueue()
+    other = threading.Thread(target=lambda: connect_to_leader(store, place_of(2))[0].close(), daemon=True)
+    other.start()
+    with pytest.raises(TimeoutError, match=r"ranks \[1\] have not come"):
+        accept_ranks(store, place_of(0), lambda rank, connection: came.put(connection))
+    came.get(timeout=WAIT_SECONDS).close()
+    other.join(WAIT_SECONDS)

@@ -39,15 +39,19 @@ def test_the_store_of_one_host_is_open_to_that_host_alone() -> None:
     assert other.get("key") == b"value"
 
 
+def place_of(rank: int, port: int) -> dict[str, str]:
+    """What torchrun would say to one of two ranks on one host."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return place | {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 @pytest.fixture
 def lonely() -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
     """Rank 0 of two, as torchrun would start it, and the port at which it waits for the other."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    environment = os.environ | place | {"GLOO_SOCKET_IFNAME": "lo"}
-    process = subprocess.Popen([sys.executable, "-m", "executor_svc", *FLAGS], env=environment)
+    command = [sys.executable, "-m", "executor_svc", *FLAGS]
+    process = subprocess.Popen(command, env=os.environ | place_of(0, port))
     yield process, port
     process.kill()
     process.wait()
@@ -104,3 +108,18 @@ def test_a_signal_ends_a_rank_that_waits_in_the_first_collective(
             assert process.wait(END_SECONDS) == 0
         finally:
             other.kill()
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's tables")
+def test_a_rank_that_cannot_start_ends_the_one_that_waits_for_it(
+    lonely: tuple["subprocess.Popen[bytes]", int],
+) -> None:
+    process, port = lonely
+    wait_until_it_waits(process, port)
+    command = [sys.executable, "-m", "executor_svc", *FLAGS, "--model=/nonexistent"]
+    environment = os.environ | place_of(1, port)
+    other = subprocess.run(command, env=environment, timeout=START_SECONDS, capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "/nonexistent: no such directory" in other.stdout + other.stderr
+    assert process.wait(END_SECONDS) == 1
