@@ -48,6 +48,8 @@ class Histogram:
 class _Request:
     arrival: float
     num_prompt_tokens: int
+    over: set[int]
+    """Indices of outputs that ended before the request was resumed."""
     sequence_ids: tuple[int, ...] = ()
     has_tokens: bool = False
     is_given_up: bool = False
@@ -81,7 +83,8 @@ class Metrics:
         match command:
             case msg.Submit():
                 num_tokens = len(command.request.prompt_token_ids)
-                self._requests[command.key] = _Request(time.monotonic(), num_tokens)
+                over = {index for index, known in enumerate(command.request.resumed) if known is None}
+                self._requests[command.key] = _Request(time.monotonic(), num_tokens, over)
             case msg.Abort() if (request := self._requests.get(command.key)) is not None:
                 request.is_given_up = not request.sequence_ids
                 # With indices it is for a stop string: that is how the API reports one.
@@ -103,7 +106,10 @@ class Metrics:
 
     def _accept(self, event: msg.Accepted) -> None:
         request = self._requests[event.key]
-        request.sequence_ids, request.unfinished = event.sequence_ids, set(event.sequence_ids)
+        request.sequence_ids = event.sequence_ids
+        request.unfinished = {
+            sequence_id for index, sequence_id in enumerate(event.sequence_ids) if index not in request.over
+        }
         self.num_prompt_tokens += request.num_prompt_tokens
         for sequence_id in event.sequence_ids:
             self._of_sequence[sequence_id] = request

@@ -16,6 +16,7 @@ from nanoserve_client.connection import (
     DEFAULT_CONNECT_TIMEOUT,
     Connector,
     Deadline,
+    Over,
     checked_address,
 )
 from nanoserve_client.credentials import Credentials
@@ -37,7 +38,7 @@ class AsyncStream(AsyncIterator[Event]):
 
     def __init__(
         self,
-        call: Callable[[Any], Awaitable[Any]],
+        call: Callable[[Any, Over], Awaitable[Any]],
         connector: Connector,
         builder: CompletionBuilder,
         resumption: Resumption,
@@ -63,7 +64,7 @@ class AsyncStream(AsyncIterator[Event]):
         """Reads a message; None where it is no news, or the call broke and another one is to be made."""
         try:
             if self._call is None:
-                self._call = await self._start(self._resumption.request())
+                self._call = await self._start(self._resumption.request(), self._over)
                 if self._over.is_set():  # closed while the call was made
                     self._call.cancel()
                 self._responses = aiter(self._call)
@@ -73,9 +74,11 @@ class AsyncStream(AsyncIterator[Event]):
             self._builder.end()
             raise
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._over.is_set() and task is not None and not task.cancelling():  # closed by another task
-                raise StopAsyncIteration from None
+            if not _is_cancelled():  # but its call is: another task has closed the stream, or the client
+                if self._over.is_set():
+                    raise StopAsyncIteration from None
+                self._over.set()
+                self._connector.check_open()
             self.close()
             raise
         except grpc.RpcError as error:
@@ -86,7 +89,13 @@ class AsyncStream(AsyncIterator[Event]):
         except ConnectionFailed as failure:
             await self._await_next_call(failure, failure)
         except NanoserveError:
+            if self._over.is_set():  # closed while it connected
+                raise StopAsyncIteration from None
             self.close()
+            raise
+        except grpc.aio.UsageError:  # as grpc says that its channel is closed
+            self.close()
+            self._connector.check_open()
             raise
         return None
 
@@ -165,8 +174,8 @@ class AsyncClient:
         trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
-        async def call(request: Any) -> Any:
-            await self._connector.connect_async(deadline)
+        async def call(request: Any, over: Over) -> Any:
+            await self._connector.connect_async(deadline, over)
             return self._lanes.generate(request, deadline.remaining(), trace)
 
         resumption = Resumption(request, builder, self._resume_timeout)
@@ -251,7 +260,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connection; streams still open end."""
         self._connector.close()
-        for channel in self._lanes.channels():
+        self._lanes.cancel()  # closing their channel does not end them
+        for channel in self._lanes.close():
             await channel.close()
 
     async def __aenter__(self) -> Self:
@@ -271,3 +281,16 @@ class AsyncClient:
             return await method(request, timeout=deadline.remaining(), metadata=self._lanes.metadata)
         except grpc.RpcError as error:
             raise self._connector.failure(error) from error
+        except grpc.aio.UsageError:  # as grpc says that its channel is closed
+            self._connector.check_open()
+            raise
+        except asyncio.CancelledError:
+            if not _is_cancelled():
+                self._connector.check_open()
+            raise
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels this task, and not the call that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

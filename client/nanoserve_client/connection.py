@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from numbers import Real
+from typing import Protocol
 
 import grpc
 
@@ -21,6 +22,7 @@ from nanoserve_client.errors import (
     InvalidRequest,
     NanoserveError,
     Unavailable,
+    closed_client,
     error_from_rpc,
 )
 
@@ -89,6 +91,14 @@ class Deadline:
         return left
 
 
+class Over(Protocol):
+    """Whether a stream has been closed: an event of threads or of asyncio."""
+
+    def is_set(self) -> bool:
+        """Whether it has."""
+        ...
+
+
 class Connector:
     """Makes sure that somebody listens before a call is made; one for each client.
 
@@ -104,12 +114,12 @@ class Connector:
         self._connected = False
         self._closed = False
 
-    def connect(self, deadline: Deadline) -> None:
+    def connect(self, deadline: Deadline, over: Over | None = None) -> None:
         """Blocks until somebody listens; ConnectionFailed or DeadlineExceeded where nobody does.
 
-        NanoserveError where the client has been closed.
+        NanoserveError where the client is closed before or meanwhile, or the stream that this is for is `over`.
         """
-        self._check_open()
+        self.check_open(over)
         end = time.monotonic() + self._connect_timeout
         while not self._connected:
             try:
@@ -118,10 +128,11 @@ class Connector:
             except OSError as error:
                 self._judge(error)
                 time.sleep(min(_RETRY_SECONDS, self._patience(end, deadline)))
+            self.check_open(over)
 
-    async def connect_async(self, deadline: Deadline) -> None:
+    async def connect_async(self, deadline: Deadline, over: Over | None = None) -> None:
         """As `connect`, for asyncio."""
-        self._check_open()
+        self.check_open(over)
         end = time.monotonic() + self._connect_timeout
         while not self._connected:
             try:
@@ -131,10 +142,18 @@ class Connector:
             except OSError as error:  # a timeout is one
                 self._judge(error)
                 await asyncio.sleep(min(_RETRY_SECONDS, self._patience(end, deadline)))
+            self.check_open(over)
 
     def close(self) -> None:
         """No call can be made any more."""
         self._closed = True
+
+    def check_open(self, over: Over | None = None) -> None:
+        """NanoserveError where the client has been closed, or the stream is over."""
+        if self._closed:
+            raise closed_client()
+        if over is not None and over.is_set():
+            raise NanoserveError("the stream has been closed")
 
     def failure(self, error: grpc.RpcError) -> ApiError:
         """The error to raise for a call that failed."""
@@ -144,10 +163,6 @@ class Connector:
             if failure.message.startswith(_NOT_CONNECTED) and not self._wait_for_ready:
                 return ConnectionFailed(self._address, failure.message)
         return failure
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise NanoserveError("the client has been closed")
 
     def _probe(self, timeout: float) -> None:
         if self._address.startswith("unix:"):

@@ -33,6 +33,11 @@ class NanoserveError(Exception):
     """Root of every error that this package raises on purpose."""
 
 
+def closed_client() -> NanoserveError:
+    """What is raised where a client is used that has been closed."""
+    return NanoserveError("the client has been closed")
+
+
 class InvalidRequest(NanoserveError, ValueError):
     """An argument that cannot be sent; the message starts with its name. No call was made."""
 

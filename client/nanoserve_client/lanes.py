@@ -11,7 +11,7 @@ from typing import Any
 
 from nanoserve.bearer import Metadata
 from nanoserve.v1 import admin_pb2_grpc, inference_pb2_grpc
-from nanoserve_client.errors import InvalidRequest
+from nanoserve_client.errors import InvalidRequest, closed_client
 
 MAX_CONNECTIONS = 256
 
@@ -29,7 +29,10 @@ class Lane:
 
 
 class Lanes:
-    """At most `connections` of them; threads may share it. InvalidRequest where that is not in [1, 256]."""
+    """At most `connections` of them; threads may share it. InvalidRequest where that is not in [1, 256].
+
+    NanoserveError where one is wanted of those that have been closed.
+    """
 
     def __init__(self, make_channel: Callable[[], Any], connections: int, metadata: Metadata = ()) -> None:
         """`metadata` goes with every call."""
@@ -40,6 +43,8 @@ class Lanes:
         self.metadata = metadata
         self._lock = threading.RLock()  # a stream that is collected may be cancelled amidst all this
         self._lanes: list[Lane] = []
+        self._calls: set[Any] = set()
+        self._closed = False
 
     @property
     def first(self) -> Lane:
@@ -58,26 +63,45 @@ class Lanes:
             self._release(lane)
             raise
         # Called once, however the call ends, and at once where it has ended already.
-        call.add_done_callback(lambda _: self._release(lane))
+        with self._lock:
+            self._calls.add(call)
+        call.add_done_callback(lambda _: self._end(lane, call))
         return call
 
-    def channels(self) -> list[Any]:
-        """Those that were made, to be closed."""
+    def cancel(self) -> None:
+        """Ends the calls that `generate` made."""
         with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
+    def close(self) -> list[Any]:
+        """Makes no more connections; the channels of those that were made, to be closed."""
+        with self._lock:
+            self._closed = True
             return [lane.channel for lane in self._lanes]
 
     def _first(self) -> Lane:
-        if not self._lanes:
-            self._lanes.append(Lane(self._make_channel()))
-        return self._lanes[0]
+        return self._lanes[0] if self._lanes else self._another()
 
     def _least_loaded(self) -> Lane:
         self._first()
         lane = min(self._lanes, key=lambda lane: lane.num_streams)
         if lane.num_streams and len(self._lanes) < self._connections:
-            lane = Lane(self._make_channel())
-            self._lanes.append(lane)
+            lane = self._another()
         return lane
+
+    def _another(self) -> Lane:
+        if self._closed:
+            raise closed_client()
+        lane = Lane(self._make_channel())
+        self._lanes.append(lane)
+        return lane
+
+    def _end(self, lane: Lane, call: Any) -> None:
+        with self._lock:
+            self._calls.discard(call)
+        self._release(lane)
 
     def _release(self, lane: Lane) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from nanoserve_client.connection import (
     DEFAULT_CONNECT_TIMEOUT,
     Connector,
     Deadline,
+    Over,
     checked_address,
 )
 from nanoserve_client.credentials import Credentials
@@ -36,7 +37,7 @@ class Stream(Iterator[Event]):
 
     def __init__(
         self,
-        call: Callable[[Any], Any],
+        call: Callable[[Any, Over], Any],
         connector: Connector,
         builder: CompletionBuilder,
         resumption: Resumption,
@@ -61,7 +62,7 @@ class Stream(Iterator[Event]):
         """Reads a message; None where it is no news, or the call broke and another one is to be made."""
         try:
             if self._call is None:
-                self._call = self._start(self._resumption.request())
+                self._call = self._start(self._resumption.request(), self._over)
                 if self._over.is_set():  # closed while the call was made
                     self._call.cancel()
             return self._builder.read(next(self._call))
@@ -78,7 +79,13 @@ class Stream(Iterator[Event]):
         except ConnectionFailed as failure:
             self._await_next_call(failure, failure)
         except NanoserveError:
+            if self._over.is_set():  # closed while it connected
+                raise StopIteration from None
             self.close()
+            raise
+        except ValueError:  # as grpc says that its channel is closed
+            self.close()
+            self._connector.check_open()
             raise
         return None
 
@@ -168,8 +175,8 @@ class Client:
         trace = requests.trace_metadata(merged.trace_headers)
         deadline = Deadline(timeout)
 
-        def call(request: Any) -> Any:
-            self._connector.connect(deadline)
+        def call(request: Any, over: Over) -> Any:
+            self._connector.connect(deadline, over)
             return self._lanes.generate(request, deadline.remaining(), trace)
 
         resumption = Resumption(request, builder, self._resume_timeout)
@@ -254,7 +261,7 @@ class Client:
     def close(self) -> None:
         """Closes the connection; streams still open end."""
         self._connector.close()
-        for channel in self._lanes.channels():
+        for channel in self._lanes.close():
             channel.close()
 
     def __enter__(self) -> Self:
@@ -272,3 +279,6 @@ class Client:
             return method(request, timeout=deadline.remaining(), metadata=self._lanes.metadata)
         except grpc.RpcError as error:
             raise self._connector.failure(error) from error
+        except ValueError:  # as grpc says that its channel is closed
+            self._connector.check_open()
+            raise

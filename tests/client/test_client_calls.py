@@ -284,8 +284,8 @@ def test_a_stream_closed_while_its_call_is_made_leaves_no_call_behind(kind: str)
             stream = client.stream("x")
             make_call = stream._start
 
-            def close_meanwhile(request: pb.GenerateRequest) -> object:
-                made = make_call(request)
+            def close_meanwhile(*told: object) -> object:
+                made = make_call(*told)
                 assert servicer.begun.wait(10)
                 stream.close()
                 return made
@@ -299,8 +299,8 @@ def test_a_stream_closed_while_its_call_is_made_leaves_no_call_behind(kind: str)
             stream = client.stream("x")
             make_call = stream._start
 
-            async def close_meanwhile(request: pb.GenerateRequest) -> object:
-                made = await make_call(request)
+            async def close_meanwhile(*told: object) -> object:
+                made = await make_call(*told)
                 assert await asyncio.to_thread(servicer.begun.wait, 10)
                 stream.close()
                 return made

@@ -80,6 +80,97 @@ def test_a_closed_client_says_so(kind: str, address: str) -> None:
 
 
 @KINDS
+def test_closing_a_client_ends_its_streams(kind: str) -> None:
+    servicer = fake_server.FakeServicer(fake_server.endless)
+
+    def read(address: str) -> None:
+        client = ns.Client(address)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(client.generate, "x")
+            assert servicer.begun.wait(10)
+            client.close()
+            with pytest.raises(ns.NanoserveError, match="the client has been closed"):
+                reading.result(10)
+
+    async def read_async(address: str) -> None:
+        client = ns.AsyncClient(address)
+        reading = asyncio.create_task(client.generate("x"))
+        assert await asyncio.to_thread(servicer.begun.wait, 10)
+        await client.close()
+        with pytest.raises(ns.NanoserveError, match="the client has been closed"):
+            async with asyncio.timeout(10):
+                await reading
+
+    with fake_server.running(servicer) as address:
+        read(address) if kind == "sync" else asyncio.run(read_async(address))
+        assert servicer.ended.wait(10)
+
+
+@KINDS
+@pytest.mark.parametrize("method", ["generate", "get_load"])
+def test_a_client_that_is_closed_when_it_has_connected_says_so(kind: str, method: str, address: str) -> None:
+    def use(client: ns.Client) -> None:
+        connect = client._connector.connect
+
+        def close_meanwhile(*told: Any) -> None:
+            connect(*told)
+            client.close()
+
+        client._connector.connect = close_meanwhile  # type: ignore[method-assign]
+        client.generate("x") if method == "generate" else client.get_load()
+
+    async def use_async(client: ns.AsyncClient) -> None:
+        connect = client._connector.connect_async
+
+        async def close_meanwhile(*told: Any) -> None:
+            await connect(*told)
+            await client.close()
+
+        client._connector.connect_async = close_meanwhile  # type: ignore[method-assign]
+        await (client.generate("x") if method == "generate" else client.get_load())
+
+    with pytest.raises(ns.NanoserveError, match="the client has been closed"):
+        use(ns.Client(address)) if kind == "sync" else asyncio.run(use_async(ns.AsyncClient(address)))
+
+
+@KINDS
+@pytest.mark.parametrize("what", ["client", "stream"])
+def test_whoever_is_closed_waits_for_no_server(kind: str, what: str, tmp_path: Path) -> None:
+    nobody = f"unix:{tmp_path}/nobody"
+
+    def read() -> list[ns.Event]:
+        client = ns.Client(nobody, connect_timeout=60.0, wait_for_ready=True)
+        stream = client.stream("x")
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(list, stream)
+            time.sleep(0.3)
+            (client if what == "client" else stream).close()
+            return reading.result(10)
+
+    async def read_async() -> list[ns.Event]:
+        client = ns.AsyncClient(nobody, connect_timeout=60.0, wait_for_ready=True)
+        stream = client.stream("x")
+
+        async def read_all() -> list[ns.Event]:
+            return [event async for event in stream]
+
+        reading = asyncio.create_task(read_all())
+        await asyncio.sleep(0.3)
+        await client.close() if what == "client" else stream.close()
+        async with asyncio.timeout(10):
+            return await reading
+
+    def events() -> list[ns.Event]:
+        return read() if kind == "sync" else asyncio.run(read_async())
+
+    if what == "stream":
+        assert events() == []
+    else:
+        with pytest.raises(ns.NanoserveError, match="the client has been closed"):
+            events()
+
+
+@KINDS
 def test_a_refused_connection_fails_at_once(kind: str, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/nobody"
     for method in ("generate", "tokenize"):

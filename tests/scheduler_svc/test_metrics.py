@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scheduler_harness import Executor, Service, refused, run
+from scheduler_harness import Executor, Service, generate_request, refused, run
+from test_resume import messages_of, resumed
 
 from scheduler_svc.metrics import Histogram
 from scheduler_svc.metrics_server import MetricsServer
@@ -100,6 +101,23 @@ def test_metrics_count_what_clients_were_told(tmp_path: Path, api_workers: int) 
             assert reading.value("nanoserve:steps_total") == load.num_steps
             assert reading.value("nanoserve:step_seconds_total", part="device") > 0
             assert reading.value("nanoserve:session_epoch") == 1
+
+    run(test)
+
+
+def test_what_ended_before_a_generation_was_resumed_is_not_counted_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with with_metrics(tmp_path) as service:
+            await service.serving()
+            request = generate_request([1, 2], seed=3, max_tokens=5, n=2)
+            whole = await messages_of(service, request)
+            of_the_other = [message for message in whole if message.delta.index or message.finished.index]
+            told = [message for message in whole if message not in of_the_other]
+            await messages_of(service, resumed(request, told, 2))
+            await service.until_idle()
+            reading = await scrape(service)
+            assert reading.value("vllm:request_success_total", finished_reason="length") == 2 + 1
+            assert reading.value("vllm:request_success_total", finished_reason="abort") == 0
 
     run(test)
 
