@@ -47,6 +47,11 @@ class HealthService:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return pb.HealthCheckResponse(status=self._status)
 
+    async def List(self, request: Any, context: Any) -> Any:
+        """The state of this moment of all services: of grpcio-health-checking 1.85 and later."""
+        status = pb.HealthCheckResponse(status=self._status)
+        return pb.HealthListResponse(statuses=dict.fromkeys(self._services, status))
+
     @handler
     async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
         """The state now and at each change, until the server stops."""

@@ -23,6 +23,7 @@ from nanoserve_client.commands import (
     top,
     verify_recording,
 )
+from nanoserve_client.connection import NOBODY
 from nanoserve_client.errors import ConnectionFailed, NanoserveError, Unavailable
 
 _COMMANDS = {
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # argparse's: help, version, usage
         return leaving.code if isinstance(leaving.code, int) else 1
     except ConnectionFailed as error:
-        return _fail(f"{error}: start one with `nanoserve serve`")
+        hint = ": start one with `nanoserve serve`" if error.message.startswith(NOBODY) else ""
+        return _fail(f"{error}{hint}")
     except Unavailable as error:
         return _fail(f"the server became unavailable: {error}")
     except NanoserveError as error:

@@ -30,6 +30,8 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 # So gRPC begins to say that somebody listens, but nothing came of it: often that one side does not trust the other.
 _NOT_CONNECTED = "failed to connect"
 DEFAULT_CONNECT_TIMEOUT = 10.0
+NOBODY = "nothing listens at"
+"""What a ConnectionFailed begins with where a connection is refused."""
 _RETRY_SECONDS = 0.1
 # gRPC takes the far future for the past, so what is longer than a year is no deadline.
 _LONGEST_TIMEOUT_SECONDS = 365 * 86400.0
@@ -179,8 +181,9 @@ class Connector:
 
     def _judge(self, error: OSError) -> None:
         if not self._wait_for_ready and not isinstance(error, TimeoutError):
-            reason = f" ({error})" if isinstance(error, socket.gaierror) else ""
-            raise ConnectionFailed(self._address, f"nothing listens at {self._address}{reason}") from error
+            found = not isinstance(error, socket.gaierror)
+            reason = f"{NOBODY} {self._address}" if found else f"cannot find {self._address} ({error})"
+            raise ConnectionFailed(self._address, reason) from error
 
     def _patience(self, end: float, deadline: Deadline) -> float:
         left = end - time.monotonic()

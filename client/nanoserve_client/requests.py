@@ -189,5 +189,7 @@ def _naming(name: str) -> Iterator[None]:
     """Protobuf refuses wrong types and ranges without saying for which argument."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name}: is not valid Unicode at character {error.start}") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{name}: {error}") from None

@@ -46,7 +46,7 @@ def check_address(flag: str, address: str) -> str:
             return address
     else:
         host, colon, port = address.rpartition(":")
-        if colon and host and port.isdecimal() and int(port) < 65536:
+        if colon and host and "/" not in host and port.isdecimal() and int(port) < 65536:
             return address
     raise ValueError(f"{flag}: {address!r} is neither host:port nor unix:PATH")
 

@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             executor = executor_access(address, tls, arguments.executor_secret_file)
             outcome = play(entries, executor, take_over=arguments.take_over)
     except (RecordingError, PlayError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        name = "nanoserve verify-recording" if arguments.verify_only else parser.prog
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(asdict(outcome)) if arguments.json else "\n".join(_lines(outcome)))
     return 0 if _is_good(outcome) else 1

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,8 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path, out: pytest.C
         assert main([*command, "--server", f"unix:{tmp_path}/s"]) == 1
         error = out.readouterr().err
         assert error == f"nanoserve: nothing listens at unix:{tmp_path}/s: start one with `nanoserve serve`\n"
+    assert main(["generate", "x", "--server", "nobody.invalid:50051"]) == 1
+    assert "start one" not in out.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -187,6 +190,33 @@ def test_chat_survives_a_refused_message(
         "s",
         "two",
     ]  # the refused turn is forgotten
+
+
+def test_text_that_is_no_unicode_is_named_and_ends_no_chat(
+    address: str, monkeypatch: pytest.MonkeyPatch, out: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "ab\udcff", "--server", address]) == 1
+    assert out.readouterr().err == "nanoserve: text: is not valid Unicode at character 2\n"
+    assert chat("\udcff\ntwo\n", address, monkeypatch) == 0
+    told, error = out.readouterr()
+    assert told == "two\n"
+    assert "messages[0]: is not valid Unicode at character 0" in error
+
+
+def test_a_second_ctrl_c_ends_what_the_first_has_not() -> None:
+    servicer = fake_server.FakeServicer(fake_server.endless)
+    with fake_server.running(servicer) as address:
+        for pause in (0.0, 0.0005, 0.002, 0.01):
+            command = [*NANOSERVE, "generate", "x", "--server", address]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                assert process.stdout.read(4) == b"one "
+                process.send_signal(signal.SIGINT)
+                time.sleep(pause)
+                process.send_signal(signal.SIGINT)
+                _, error = process.communicate(timeout=20)
+                assert process.returncode in (130, -signal.SIGINT)
+                assert error == b""
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:

@@ -221,7 +221,9 @@ def test_a_client_finds_its_server_again_after_a_restart(tmp_path: Path) -> None
 
 
 @KINDS
-@pytest.mark.parametrize("address", ["", "localhost", "host:port", "unix:", "host:70000", None])
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "host:port", "unix:", "host:70000", "https://host:1", None]
+)
 def test_an_address_is_checked(kind: str, address: Any) -> None:
     with pytest.raises(ns.InvalidRequest, match=r"^address: "):
         call(kind, address, "get_load")

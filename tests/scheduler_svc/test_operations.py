@@ -41,6 +41,21 @@ def test_health_is_serving_from_the_first_session_until_the_drain(tmp_path: Path
     run(test)
 
 
+@pytest.mark.skipif(
+    not hasattr(health_pb2, "HealthListResponse"), reason="grpcio-health-checking is older than 1.85"
+)
+def test_health_lists_all_services(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service, grpc.aio.insecure_channel(service.address) as channel:
+            await service.serving()
+            answer = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+            assert {name: one.status for name, one in answer.statuses.items()} == dict.fromkeys(
+                ["", *SERVICES], STATUS.SERVING
+            )
+
+    run(test)
+
+
 @pytest.mark.parametrize("api_workers", [0, 1])
 def test_those_who_watch_health_are_told_of_the_end_and_do_not_delay_it(tmp_path: Path, api_workers: int):
     async def test() -> None:

@@ -5,7 +5,7 @@ import contextlib
 import sys
 
 from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, connect, options_from
-from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError
+from nanoserve_client.errors import ApiError, ConnectionFailed, InvalidRequest, NanoserveError
 from nanoserve_client.options import GenerateOptions, Message
 from nanoserve_client.results import Delta, Finished, FinishReason
 from nanoserve_client.sync_client import Client
@@ -78,7 +78,11 @@ class Conversation:
         texts: list[str] = []
         reason = None
         messages = [*self._system, *self._turns, question]
-        stream = self._client.stream(messages, options=self._options, timeout=self._timeout)
+        try:
+            stream = self._client.stream(messages, options=self._options, timeout=self._timeout)
+        except InvalidRequest as error:
+            print(f"nanoserve: {error}", file=sys.stderr)
+            return
         try:
             for event in stream:
                 if isinstance(event, Delta):

@@ -1,10 +1,14 @@
 """`nanoserve generate`: one prompt, its continuation on stdout."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from nanoserve_client.commands.shared import add_option_arguments, add_server_argument, connect, options_from
 from nanoserve_client.options import GenerateOptions, Guided, Message, Prompt
@@ -58,13 +62,33 @@ def run(arguments: argparse.Namespace) -> int:
     options = dataclasses.replace(
         options_from(arguments), n=arguments.n, logprobs=arguments.logprobs, guided=_guide(arguments)
     )
-    with connect(arguments) as client:
+    with _interrupted_once(), connect(arguments) as client:
         if arguments.json or (arguments.n or 1) > 1:
             completion = client.generate(_prompt(arguments), options=options, timeout=arguments.timeout)
             _print_whole(completion, as_json=arguments.json)
         else:
             _print_stream(client, _prompt(arguments), options, arguments.timeout)
     return 0
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Within it a second Ctrl-C ends the process: amidst the clean-up after the first it could leave grpc waiting."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if before is not signal.default_int_handler:  # ignored, as in the background, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _prompt(arguments: argparse.Namespace) -> Prompt:
