@@ -96,8 +96,9 @@ def test_whoever_has_an_earlier_port_now_is_not_rank_0(
         stranger, _ = server.accept()
         with stranger:
             if answer is not None:
-                stranger.sendall(answer)
-                stranger.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # it may have hung up at the first byte
+                    stranger.sendall(answer)
+                    stranger.shutdown(socket.SHUT_WR)
             other.join(0.5)
             assert other.is_alive()
     start(store, 2)
