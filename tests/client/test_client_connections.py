@@ -108,7 +108,9 @@ def test_closing_a_client_ends_its_streams(kind: str) -> None:
 
 @KINDS
 @pytest.mark.parametrize("method", ["generate", "get_load"])
-def test_a_client_that_is_closed_when_it_has_connected_says_so(kind: str, method: str, address: str) -> None:
+def test_a_client_that_is_closed_when_it_has_connected_says_so(
+    kind: str, method: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def use(client: ns.Client) -> None:
         connect = client._connector.connect
 
@@ -116,7 +118,7 @@ def test_a_client_that_is_closed_when_it_has_connected_says_so(kind: str, method
             connect(*told)
             client.close()
 
-        client._connector.connect = close_meanwhile  # type: ignore[method-assign]
+        monkeypatch.setattr(client._connector, "connect", close_meanwhile)
         client.generate("x") if method == "generate" else client.get_load()
 
     async def use_async(client: ns.AsyncClient) -> None:
@@ -126,7 +128,7 @@ def test_a_client_that_is_closed_when_it_has_connected_says_so(kind: str, method
             await connect(*told)
             await client.close()
 
-        client._connector.connect_async = close_meanwhile  # type: ignore[method-assign]
+        monkeypatch.setattr(client._connector, "connect_async", close_meanwhile)
         await (client.generate("x") if method == "generate" else client.get_load())
 
     with pytest.raises(ns.NanoserveError, match="the client has been closed"):
