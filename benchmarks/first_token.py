@@ -74,19 +74,27 @@ def main() -> int:
     parser.add_argument(
         "--prompt-tokens",
         type=int,
-        default=workloads.W4.num_prompt_tokens,
+        nargs="+",
+        default=[workloads.W4.num_prompt_tokens],
         metavar="N",
-        help="length of the prompts (default: %(default)s)",
+        help="lengths of the prompts (default: %(default)s)",
     )
     parser.add_argument(
-        "--reps", type=int, default=9, metavar="N", help="prompts that count (default: %(default)s)"
+        "--reps",
+        type=int,
+        default=9,
+        metavar="N",
+        help="prompts of a length that count (default: %(default)s)",
     )
     arguments = parser.parse_args()
     largest = largest_token_id(shape_of(arguments.model_shape).vocab_size)
-    workload = EqualWorkload(arguments.prompt_tokens, 1, largest)
     executor_flags = measure.executor_flags("W4", arguments.model_shape)
     with serving(arguments, executor_flags, measure.scheduler_flags("W4")) as server:
-        lines = rows(server, workload, arguments.reps)
+        lines = [
+            row
+            for length in arguments.prompt_tokens
+            for row in rows(server, EqualWorkload(length, 1, largest), arguments.reps)
+        ]
     print_table(lines, _COLUMNS)
     print_json(lines)
     return 0

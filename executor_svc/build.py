@@ -8,6 +8,7 @@ import torch
 
 from executor_svc.backends import make_backend
 from executor_svc.batch import BatchState
+from executor_svc.bucket_sizes import captured_tokens
 from executor_svc.config import ExecutorConfig
 from executor_svc.cpu_threads import StepThreads
 from executor_svc.cuda_runner import CudaRunner
@@ -69,7 +70,11 @@ def build_torch_runner(
         model_runner = ModelRunner(model, backend, BatchState(limits, device), config.block_size)
         steps = []
         if backend.capturable and not config.enforce_eager:
-            steps = _static_steps(model_runner, limits)
+            # By the whole model's sizes: the shards of ranks differ, and what they capture may not.
+            weights_per_layer = model_config.weights_per_layer // ranks.shard.size
+            steps = _static_steps(
+                model_runner, limits, captured_tokens(weights_per_layer, limits.max_num_batched_tokens)
+            )
     limits = _allocate(config, model_runner, kv_cache, limits, steps, ranks)
     if device.type == "cpu":
         threads = StepThreads(model.parameters(), kv_cache.block_bytes // kv_cache.block_size)
@@ -81,12 +86,12 @@ def build_torch_runner(
     return CudaRunner(model_runner, limits)
 
 
-def _static_steps(model_runner: ModelRunner, limits: RunnerLimits) -> list[StaticStep]:
-    """Gives a runner buffers for steps of every size; returns the steps, to be captured."""
+def _static_steps(model_runner: ModelRunner, limits: RunnerLimits, most_tokens: int) -> list[StaticStep]:
+    """Gives a runner buffers for steps of every size, with prefills up to `most_tokens` tokens; returns the steps."""
     max_num_seqs = limits.max_num_seqs
     logits = static_logits(model_runner, max_num_seqs)
     decode_steps = DecodeBuckets(model_runner, max_num_seqs, logits)
-    mixed_steps = MixedBuckets(model_runner, max_num_seqs, limits.max_num_batched_tokens, logits)
+    mixed_steps = MixedBuckets(model_runner, max_num_seqs, most_tokens, logits)
     model_runner.decode_steps, model_runner.mixed_steps = decode_steps, mixed_steps
     return [*decode_steps.steps(), *mixed_steps.steps()]
 

@@ -5,7 +5,6 @@ from typing import Protocol
 
 import torch
 
-from executor_svc.forward import ForwardBatch
 from executor_svc.plan import Prefill
 from nanoserve.arrays import Int32Array
 
@@ -24,12 +23,10 @@ class DecodeSteps(Protocol):
 class MixedSteps(Protocol):
     """Steps with prefills, over buffers that are there already."""
 
-    def run(
-        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
-    ) -> tuple[ForwardBatch, torch.Tensor] | None:
+    def run(self, decode_rows: Int32Array, prefills: Sequence[Prefill]) -> torch.Tensor | None:
         """Runs the model over a batch and advances its rows; None, nothing being done, where no buffers hold it.
 
-        Returns the batch with its padding, and its hidden states, to be overwritten by the next run.
+        Returns hidden states, [at least num_tokens, hidden_size], to be overwritten by the next run.
         """
 
     def sample(

@@ -1,7 +1,9 @@
 """The ragged batch of one forward pass: packed on the host into one array, read on the device as views of one tensor.
 
-Order of tokens: one a decode row, then those of the prefills. A batch may be larger than what is computed: the rest is
-padding, tokens of the dummy row and prefills without tokens, so that its tensors may be those of a CUDA graph.
+Order of tokens: one a decode row, then those of the prefills. A batch may be larger than what is computed, so that its
+tensors may be those of a CUDA graph. The rest is padding: tokens of the dummy row behind all others, decode rows that
+are the dummy row, and prefills without tokens. Padding among the decode rows takes up no tokens: the prefills begin
+behind the last real one.
 """
 
 from collections.abc import Sequence
@@ -16,21 +18,18 @@ from nanoserve.arrays import Int32Array
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """Sizes of a batch, padding included."""
+    """Sizes of a batch, padding included: how much of each kind it may have."""
 
+    num_tokens: int
+    """Tokens computed, of both kinds."""
     num_decodes: int
-    num_prefills: int = 0
-    num_prefill_tokens: int = 0
+    """At most num_tokens."""
+    num_prefills: int
 
     @property
     def num_segments(self) -> int:
         """Runs of consecutive positions of one row: decode tokens and prefills."""
         return self.num_decodes + self.num_prefills
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed."""
-        return self.num_decodes + self.num_prefill_tokens
 
     def sizes(self) -> tuple[int, ...]:
         """Lengths of the parts of the packed array, in the order of the fields of ForwardBatch."""
@@ -45,7 +44,8 @@ class BatchShape:
     @staticmethod
     def of(decode_rows: Int32Array, prefills: Sequence[Prefill]) -> "BatchShape":
         """The sizes without padding."""
-        return BatchShape(len(decode_rows), len(prefills), sum(run.num_tokens for run in prefills))
+        num_tokens = len(decode_rows) + sum(run.num_tokens for run in prefills)
+        return BatchShape(num_tokens, len(decode_rows), len(prefills))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ForwardBatch:
     segment_rows: torch.Tensor
     """[num_segments]: the decode rows, then the rows of the prefills."""
     segment_counts: torch.Tensor
-    """[num_segments]: tokens of each."""
+    """[num_segments]: tokens of each, of padding 0."""
     prefill_starts: torch.Tensor
     """[num_prefills + 1]: see AttentionContext."""
     token_rows: torch.Tensor
@@ -89,15 +89,16 @@ def pack_batch(
         packed, np.cumsum(shape.sizes())[:-1]
     )
     num_decodes, first_prefill = len(decode_rows), shape.num_decodes
+    end = num_decodes
     segment_rows.fill(dummy_row)
     token_rows.fill(dummy_row)
     segment_rows[:num_decodes] = token_rows[:num_decodes] = decode_rows
     segment_counts[:num_decodes] = 1
-    end = 0
+    starts[0] = end
     for index, run in enumerate(prefills):
         segment_rows[first_prefill + index] = run.row
         segment_counts[first_prefill + index] = run.num_tokens
-        tokens = slice(first_prefill + end, first_prefill + end + run.num_tokens)
+        tokens = slice(end, end + run.num_tokens)
         token_rows[tokens] = run.row
         token_offsets[tokens] = np.arange(run.num_tokens, dtype=np.int32)
         end += run.num_tokens

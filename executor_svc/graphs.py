@@ -52,7 +52,7 @@ class _DecodeStep:
     """A decode step of up to so many rows."""
 
     def __init__(self, runner: ModelRunner, size: int, logits: torch.Tensor) -> None:
-        self.shape, self.rows = BatchShape(size), _NO_ROWS
+        self.shape, self.rows = BatchShape(size, size, 0), _NO_ROWS
         """`rows` are those that were loaded last."""
         self.results = torch.zeros(2, size, dtype=torch.int32, device=logits.device)
 
@@ -67,28 +67,25 @@ class MixedBuckets:
     """Forward passes with prefills, of every shape that is worth it, and sampling behind them: see MixedSteps."""
 
     def __init__(
-        self, runner: ModelRunner, max_num_seqs: int, max_num_batched_tokens: int, logits: torch.Tensor
+        self, runner: ModelRunner, max_num_seqs: int, most_tokens: int, logits: torch.Tensor
     ) -> None:
-        """`logits`, of static_logits, may be shared with other steps."""
+        """For passes of up to `most_tokens` tokens. `logits`, of static_logits, may be shared with other steps."""
         self._dummy_row = runner.state.dummy_row
-        self._shapes = mixed_shapes(max_num_seqs, max_num_batched_tokens)
+        self._shapes = mixed_shapes(max_num_seqs, most_tokens)
         weight = runner.model.embed_tokens.weight
-        most = max(shape.num_tokens for shape in self._shapes)
-        self._hidden = torch.zeros(most, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self._hidden = torch.zeros(most_tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
         self._passes = {shape: _MixedPass(runner, shape, self._hidden) for shape in self._shapes}
         self._sizes, self._logits = bucket_sizes(max_num_seqs), logits
         self._samples = {size: _SampleStep(runner, self._hidden, logits[:size]) for size in self._sizes}
 
-    def run(
-        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
-    ) -> tuple[ForwardBatch, torch.Tensor] | None:
+    def run(self, decode_rows: Int32Array, prefills: Sequence[Prefill]) -> torch.Tensor | None:
         shape = shape_for(BatchShape.of(decode_rows, prefills), self._shapes)
         if shape is None:
             return None
         step = self._passes[shape]
         step.static.load(pack_batch(shape, decode_rows, prefills, self._dummy_row))
         step.static.compute()
-        return step.batch, self._hidden[: shape.num_tokens]
+        return self._hidden
 
     def sample(
         self, last_tokens: Int32Array, rows: Int32Array, positions: Int32Array
@@ -118,7 +115,6 @@ class _MixedPass:
 
         packed = pack_batch(shape, _NO_ROWS, (), runner.state.dummy_row)
         self.static = StaticStep(runner.state, packed, body, shape.num_tokens)
-        self.batch = ForwardBatch.of(shape, self.static.packed)
 
 
 class _SampleStep:

@@ -145,8 +145,8 @@ class ModelRunner:
             return SubStepTensors(decoding.rows)
         mixed_steps = self.mixed_steps
         static = None if mixed_steps is None else mixed_steps.run(decoding.rows, prefills)
-        batch, hidden = static or self._forward_exactly(decoding.rows, prefills)
-        num_decodes = batch.shape.num_decodes
+        hidden = self._forward_exactly(decoding.rows, prefills) if static is None else static
+        num_decodes = len(decoding.rows)
         prompt_logprobs = self._judge_prompts(prefills, hidden[num_decodes:])
         last, sampling = _sampling(prefills, decoding, num_decodes)
         if not len(last):
@@ -160,16 +160,14 @@ class ModelRunner:
             self._put_tokens(sampling, sampled)
         return self._tensors(sampling, sampled, logits, prompt_logprobs)
 
-    def _forward_exactly(
-        self, decode_rows: Int32Array, prefills: Sequence[Prefill]
-    ) -> tuple[ForwardBatch, torch.Tensor]:
-        """The forward pass of a batch without padding, after which its rows are longer: the batch, hidden states."""
+    def _forward_exactly(self, decode_rows: Int32Array, prefills: Sequence[Prefill]) -> torch.Tensor:
+        """The forward pass of a batch without padding, after which its rows are longer: [num_tokens, hidden_size]."""
         shape = BatchShape.of(decode_rows, prefills)
         packed = pack_batch(shape, decode_rows, prefills, self.state.dummy_row)
         batch = ForwardBatch.of(shape, self.state.upload(packed))
         hidden, _ = self.forward(batch)
         self.state.advance(batch.segment_rows, batch.segment_counts)
-        return batch, hidden
+        return hidden
 
     def _put_tokens(self, sampling: SamplingRows, sampled: SampledTokens) -> None:
         """Writes sampled tokens back to the rows, and counts them for the penalties."""
@@ -208,7 +206,7 @@ class ModelRunner:
         """Log-probabilities of the prompt positions that this step's logits judge, for the rows that ask.
 
         Position p is judged at p - 1: a run's last logits judge the first token of the next run, known already.
-        `hidden` is [num_prefill_tokens, hidden_size].
+        `hidden` are the states of the prefills' tokens, [at least as many, hidden_size].
         """
         needs, slices, first_token = self.state.needs, [], 0
         for run in prefills:

@@ -21,15 +21,18 @@ class AttentionContext:
     lengths: torch.Tensor
     """int32 [num_rows]: positions of each row computed before this pass."""
     decode_rows: torch.Tensor
-    """int32 [num_decodes]: the row of each decode token; it sees its row's length and itself."""
+    """int32 [num_decodes]: the row of each decode token; it sees its row's length and itself.
+
+    Rows of padding, behind the others, may stand where the first prefills have their tokens: those are the prefills'.
+    """
     prefill_rows: torch.Tensor
     """int32 [num_prefills]."""
     prefill_starts: torch.Tensor
-    """int32 [num_prefills + 1]: each prefill's first token, counted from the first prefill's; then their number."""
+    """int32 [num_prefills + 1]: each prefill's first token, then the last one's end."""
 
     @property
     def num_decodes(self) -> int:
-        """How many of the tokens, from the first on, are decode tokens."""
+        """How many of the tokens, from the first on, may be decode tokens."""
         return len(self.decode_rows)
 
 

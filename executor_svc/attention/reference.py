@@ -36,7 +36,7 @@ class ReferenceAttention:
         starts = context.prefill_starts.tolist()
         lengths = context.lengths[context.prefill_rows].tolist()
         for index, length in enumerate(lengths):
-            tokens = slice(num_decodes + starts[index], num_decodes + starts[index + 1])
+            tokens = slice(starts[index], starts[index + 1])
             if tokens.start < tokens.stop:
                 table = context.block_tables[context.prefill_rows[index]]
                 output[tokens] = self._prefill(layer, query[tokens], table, length)

@@ -81,7 +81,7 @@ class SdpaAttention:
         for index, (begin, end) in enumerate(pairwise(starts)):
             if begin < end:
                 table = context.block_tables[context.prefill_rows[index]]
-                yield from self._prefill(context.num_decodes + begin, end - begin, lengths[index], table)
+                yield from self._prefill(begin, end - begin, lengths[index], table)
 
     def _decodes(self, context: AttentionContext) -> Iterator[_Group]:
         """One token a row, rows of like length together."""

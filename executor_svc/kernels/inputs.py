@@ -78,7 +78,7 @@ def advance_rows(
         )
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["token_rows", "token_offsets"])
 def _gather_inputs_kernel(
     token_rows: tl.tensor,
     token_offsets: tl.tensor,

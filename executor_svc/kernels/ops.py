@@ -151,17 +151,20 @@ class TritonAttention:
 
     def attend(self, layer: int, query: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         num_decodes = context.num_decodes
-        if num_decodes == len(query):
+        if not len(context.prefill_rows):
             return self._decode(layer, query, context)
         # Zeros, as what padding holds is written to block 0 by the next layer, and that block stays finite.
         output = torch.zeros_like(query)
         if num_decodes:
             self._decode(layer, query[:num_decodes], context, output[:num_decodes])
-        keys, num_prefill_tokens = self.kv_cache.keys[layer], len(query) - num_decodes
-        _, num_heads, head_dim = query.shape
-        config = prefill_config(head_dim, query.dtype, num_prefill_tokens * num_heads)
+        keys = self.kv_cache.keys[layer]
+        num_tokens, num_heads, head_dim = query.shape
+        config = prefill_config(head_dim, query.dtype, num_tokens * num_heads)
+        # The fewest, where all decode rows are real; but a program for each of too many shares would take its time.
+        num_prefill_tokens = max(1, num_tokens - num_decodes, num_tokens // 4)
+        # Behind the decode tokens, where padding of theirs has left what is not its own.
         prefill_attention(
-            query[num_decodes:],
+            query,
             keys,
             self.kv_cache.values[layer],
             context.block_tables,
@@ -172,7 +175,7 @@ class TritonAttention:
                 num_prefill_tokens, num_heads, keys.shape[2], config, self._num_multiprocessors
             ),
             config=config,
-            out=output[num_decodes:],
+            out=output,
         )
         return output
 

@@ -82,10 +82,11 @@ def prefill_attention(
     `query` is [num_tokens, num_heads, head_dim], as is what returns, `keys` and `values`
     [num_blocks, block_size, num_kv_heads, head_dim], `block_tables` int32 [num_rows, max_blocks], `rows` int32
     [num_segments], `starts` int32 [num_segments + 1] each segment's first token, `lengths` int32 [num_rows]: token i of
-    segment s sees positions 0 to lengths[rows[s]] + i of its row. Tokens that belong to no segment keep what `out`
-    held. `max_query_tiles` is query_tiles_for(...) where not given, and bounds the launch; `scale` is
-    1 / sqrt(head_dim) where not given. `num_splits` is the most shares of a context: see prefill_splits_for, and
-    decode_attention for what calls with several must heed. ValueError for a tensor that is not contiguous.
+    segment s sees positions 0 to lengths[rows[s]] + i of its row. Tokens of no segment, before the first one or behind
+    the last, keep what `out` held. `max_query_tiles` is query_tiles_for(...) where not given, and bounds the
+    launch; `scale` is 1 / sqrt(head_dim) where not given. `num_splits` is the most shares of a context: see
+    prefill_splits_for, and decode_attention for what calls with several must heed. ValueError for a tensor that is not
+    contiguous.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, block_size, num_kv_heads, _ = keys.shape
@@ -169,6 +170,8 @@ def _prefill_kernel(
     # A segment's last tiles see most: they come first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     segment = _find_segment(starts, num_segments, tile, POSITIONS, STARTS)
+    if segment < 0:
+        return
     begin, stop = tl.load(starts + segment), tl.load(starts + segment + 1)
     token = begin + (tile - begin // POSITIONS - segment) * POSITIONS
     if token >= stop:
@@ -266,7 +269,7 @@ def _find_segment(
     POSITIONS: tl.constexpr,
     STARTS: tl.constexpr,
 ) -> tl.tensor:
-    """The segment of a tile, where segment s has the tiles from starts[s] // POSITIONS + s on.
+    """The segment of a tile, where segment s has the tiles from starts[s] // POSITIONS + s on; -1 before the first.
 
     That leaves room for the tiles of every segment before, each of which has at most one that is not full.
     """

@@ -63,6 +63,12 @@ class ModelConfig:
     dtype: str
     rope: RopeConfig
 
+    @property
+    def weights_per_layer(self) -> int:
+        """Numbers in the matrices of one layer."""
+        num_heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
+        return self.hidden_size * (num_heads * self.head_dim + 3 * self.intermediate_size)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:

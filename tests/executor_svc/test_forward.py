@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_harness import Hand, kv_cache_of, make_runner, random_tokens, save_checkpoint
 
-from executor_svc.bucket_sizes import bucket_for, bucket_sizes, mixed_shapes, shape_for
+from executor_svc.bucket_sizes import bucket_for, bucket_sizes, captured_tokens, mixed_shapes, shape_for
 from executor_svc.forward import BatchShape, ForwardBatch, pack_batch
 from executor_svc.graphs import DecodeBuckets, MixedBuckets, static_logits
 from executor_svc.model_runner import ModelRunner
@@ -27,22 +27,23 @@ def test_a_packed_batch_says_which_tokens_are_whose(
     prefills = [Prefill(60 + i, first, count, False) for i, (first, count) in enumerate(runs)]
     rows = np.array(decode_rows, np.int32)
     exact = BatchShape.of(rows, prefills)
+    more_decodes = min(padding[0], exact.num_tokens + padding[2] - exact.num_decodes)
     shape = BatchShape(
-        exact.num_decodes + padding[0], exact.num_prefills + padding[1], exact.num_prefill_tokens + padding[2]
+        exact.num_tokens + padding[2], exact.num_decodes + more_decodes, exact.num_prefills + padding[1]
     )
     batch = ForwardBatch.of(shape, torch.tensor(pack_batch(shape, rows, prefills, DUMMY)))
-    assert batch.decode_rows.tolist() == decode_rows + [DUMMY] * padding[0]
+    assert batch.decode_rows.tolist() == decode_rows + [DUMMY] * more_decodes
     assert batch.prefill_rows.tolist() == [run.row for run in prefills] + [DUMMY] * padding[1]
     starts = batch.prefill_starts.tolist()
     tokens = list(zip(batch.token_rows.tolist(), batch.token_offsets.tolist(), strict=True))
-    assert tokens[: shape.num_decodes] == [(row, 0) for row in batch.decode_rows.tolist()]
-    prefill_tokens = tokens[shape.num_decodes :]
+    assert tokens[: exact.num_decodes] == [(row, 0) for row in decode_rows]
+    assert starts[0] == exact.num_decodes
     for index, run in enumerate(prefills):
         assert starts[index + 1] - starts[index] == run.num_tokens
-        own = prefill_tokens[starts[index] : starts[index + 1]]
+        own = tokens[starts[index] : starts[index + 1]]
         assert own == [(run.row, offset) for offset in range(run.num_tokens)]
-    assert set(starts[len(prefills) :]) == {exact.num_prefill_tokens}
-    assert prefill_tokens[exact.num_prefill_tokens :] == [(DUMMY, 0)] * padding[2]
+    assert set(starts[len(prefills) :]) == {exact.num_tokens}
+    assert tokens[exact.num_tokens :] == [(DUMMY, 0)] * padding[2]
     counts = dict.fromkeys(batch.segment_rows.tolist(), 0)
     for row, _ in tokens:
         counts[row] = counts.get(row, 0) + 1
@@ -69,22 +70,36 @@ def test_there_are_not_many_bucket_sizes() -> None:
 
 @given(st.integers(1, 300), st.integers(1, 5000), st.data())
 def test_a_mixed_shape_holds_the_batch_it_is_taken_for(
-    max_num_seqs: int, max_num_batched_tokens: int, data: st.DataObject
+    max_num_seqs: int, most_tokens: int, data: st.DataObject
 ) -> None:
-    shapes = mixed_shapes(max_num_seqs, max_num_batched_tokens)
+    shapes = mixed_shapes(max_num_seqs, most_tokens)
     assert len(set(shapes)) == len(shapes)
-    num_tokens = data.draw(st.integers(1, max_num_batched_tokens))
-    needed = BatchShape(
-        data.draw(st.integers(0, max_num_seqs)), data.draw(st.integers(1, min(num_tokens, 300))), num_tokens
-    )
+    num_tokens = data.draw(st.integers(1, most_tokens))
+    num_decodes = data.draw(st.integers(0, min(max_num_seqs, num_tokens - 1)))
+    needed = BatchShape(num_tokens, num_decodes, data.draw(st.integers(1, num_tokens - num_decodes)))
     shape = shape_for(needed, shapes)
     if shape is None:
-        assert needed.num_decodes > 256 or needed.num_prefills > 64 or num_tokens > 8192
+        assert needed.num_decodes > 256 or needed.num_prefills > 64
         return
     for name in BatchShape.__dataclass_fields__:
         assert getattr(needed, name) <= getattr(shape, name)
-    assert shape.num_prefill_tokens <= max_num_batched_tokens
-    assert shape.num_decodes <= max_num_seqs
+    assert shape.num_tokens <= most_tokens
+    assert shape.num_decodes <= min(max_num_seqs, shape.num_tokens)
+
+
+@given(st.integers(1025, 8192))
+def test_less_than_an_eighth_of_a_long_prompt_s_step_is_padding(num_tokens: int) -> None:
+    shape = shape_for(BatchShape(num_tokens, 0, 1), mixed_shapes(256, 8192))
+    assert shape is not None
+    assert (shape.num_tokens - num_tokens) / shape.num_tokens < 0.125
+
+
+def test_steps_are_captured_that_their_work_does_not_hide_the_launches_of() -> None:
+    layer_06b, layer_14b = 15_728_640, 330_301_440
+    assert captured_tokens(layer_06b, 8192) == captured_tokens(layer_06b, 20_000) == 8192
+    assert captured_tokens(layer_06b, 2048) == 2048
+    assert 2048 <= captured_tokens(layer_14b, 8192) <= 2560
+    assert captured_tokens(10**15, 8192) == 1
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +180,7 @@ def padded_forward(
     state, decode_rows = model_runner.state, np.array(rows, np.int32)
     packed = torch.tensor(pack_batch(shape, decode_rows, prefills, state.dummy_row))
     hidden, _ = model_runner.forward(ForwardBatch.of(shape, packed))
-    num_prefill_tokens = sum(run.num_tokens for run in prefills)
-    return torch.cat((hidden[: len(rows)], hidden[shape.num_decodes :][:num_prefill_tokens]))
+    return hidden[: BatchShape.of(decode_rows, prefills).num_tokens]
 
 
 def test_a_mixed_pass_over_padded_buffers_gives_the_hidden_states_of_an_exact_one(
@@ -178,6 +192,6 @@ def test_a_mixed_pass_over_padded_buffers_gives_the_hidden_states_of_an_exact_on
         hand.start(row, random_tokens(rng, 12))
     hand.run()
     prefills = [Prefill(7, 0, 12, True), Prefill(8, 0, 5, False)]
-    exact = padded_forward(runner.model_runner, BatchShape(3, 2, 17), [4, 1, 3], prefills)
-    padded = padded_forward(runner.model_runner, BatchShape(8, 4, 32), [4, 1, 3], prefills)
+    exact = padded_forward(runner.model_runner, BatchShape(20, 3, 2), [4, 1, 3], prefills)
+    padded = padded_forward(runner.model_runner, BatchShape(32, 8, 4), [4, 1, 3], prefills)
     torch.testing.assert_close(padded, exact, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from executor_svc.layers.rotary import RotaryEmbedding, attention_scale, rope_frequencies
 from executor_svc.models.config import ModelConfig, RopeConfig, read_model_config
+from executor_svc.models.qwen import QwenForCausalLM
 from nanoserve.checkpoint import CheckpointError
 
 BASE: dict[str, Any] = {
@@ -68,6 +69,14 @@ def test_absent_fields_take_the_architecture_s_defaults(tmp_path: Path) -> None:
     assert (qwen2.head_dim, qwen2.qk_norm, qwen2.qkv_bias, qwen2.output_bias) == (16, False, True, False)
     assert read(tmp_path, architectures=["Qwen2ForCausalLM"], head_dim=32).head_dim == 32
     assert read(tmp_path, attention_bias=True).output_bias
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
+def test_weights_per_layer_are_those_of_its_matrices(kind: str, tmp_path: Path) -> None:
+    config = read(tmp_path, architectures=[f"{kind}ForCausalLM"], num_key_value_heads=2, head_dim=48)
+    model = QwenForCausalLM(config, torch.float32, torch.device("meta"))
+    matrices = [tensor for tensor in model.layers[0].parameters() if tensor.dim() == 2]
+    assert config.weights_per_layer == sum(matrix.numel() for matrix in matrices)
 
 
 def test_null_is_as_good_as_absent(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class ResidentLayers:
         context: AttentionContext,
     ) -> torch.Tensor | None:
         """[1, hidden_size] to the sum of the last layer's outputs; None where this is not for the kernel."""
-        if not len(x) == context.num_decodes == 1 or not self._serves(layers[0], x):
+        is_decode = len(x) == context.num_decodes == 1 and not len(context.prefill_rows)
+        if not is_decode or not self._serves(layers[0], x):
             return None
         keys = self._kv_cache.keys
         if self._keys is not keys:

@@ -24,7 +24,10 @@ QWEN = Shape(2, 2, 128, 16, torch.bfloat16)
 
 
 class Prefills(PagedRows):
-    """Segments of (positions before, tokens), in random order of their rows, then empty ones of the dummy row."""
+    """Segments of (positions before, tokens), in random order of their rows, then empty ones of the dummy row.
+
+    `skipped` tokens before the first, and `padding` behind the last, are of no segment.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,12 @@ class Prefills(PagedRows):
         shape: Shape,
         device: torch.device,
         padding: int = 0,
+        skipped: int = 0,
     ) -> None:
         super().__init__(seed, [before + count for before, count in segments], shape, device)
         self.segments = segments
         self.order = random.Random(seed).sample(range(len(segments)), len(segments))
-        starts = [0]
+        starts = [skipped]
         for row in self.order:
             starts.append(starts[-1] + segments[row][1])
         self.starts = starts
@@ -64,6 +68,7 @@ class Prefills(PagedRows):
 
     def check(self, output: torch.Tensor) -> None:
         """Every segment against float64; nothing else was written."""
+        assert output[: self.starts[0]].isnan().all()
         for segment, row in enumerate(self.order):
             tokens = slice(self.starts[segment], self.starts[segment + 1])
             assert_near(output[tokens], self.expected(row, self.query[tokens], self.segments[row][0]))
@@ -78,6 +83,16 @@ def test_every_token_sees_what_came_before_it_and_nothing_else(
     segments = [(0, 1), (0, rng.randrange(2, 50)), (rng.randrange(1, 120), rng.randrange(1, 50))]
     batch = Prefills(seed, segments, SHAPES[index], device, padding=3)
     batch.check(batch.run(padding=5))
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+@pytest.mark.parametrize("skipped", [1, 40, 257])
+def test_tokens_before_the_first_segment_stay_as_they_are(
+    skipped: int, num_splits: int, device: torch.device
+) -> None:
+    segments = [(0, 40), (1200, 3), (33, 20)]
+    batch = Prefills(SEED, segments, Shape(2, 2, 32, 16, torch.float32), device, padding=2, skipped=skipped)
+    batch.check(batch.run(padding=9, num_splits=num_splits))
 
 
 @pytest.mark.parametrize("num_splits", [2, 3, 16])
