@@ -21,7 +21,7 @@ _DECODES_AMONG_FEW, _DECODES_AMONG_MANY, _MANY_TOKENS = (0, 8, 64, 256), (0, 64,
 # run without a graph, and without padding: an H200 computes for some 2 ms, and a layer is queued in at most 0.9.
 _HIDING_OPERATIONS = 1.5e12
 # A prefill of fewer tokens is taken to be rare: a batch of many goes into a larger shape.
-_TOKENS_PER_PREFILL = 4
+_TOKENS_PER_PREFILL = 8
 _MOST_PREFILLS = 64
 
 
