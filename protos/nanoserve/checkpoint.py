@@ -30,7 +30,8 @@ def demo_checkpoint() -> Path:
 def find_checkpoint(model: str | None, *, weights: bool) -> Path:
     """Returns the directory of `model`: a local one, a hub id (downloaded when not cached), or the demo's for None.
 
-    `weights` says whether the safetensors files are needed. CheckpointError where there is no such directory.
+    `weights` says whether the safetensors files are needed. CheckpointError, naming the flag that is `model`, where
+    there is no such directory.
     """
     if model is None:
         return demo_checkpoint()
@@ -38,7 +39,7 @@ def find_checkpoint(model: str | None, *, weights: bool) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"{model}: no such directory")
+        raise CheckpointError(f"--model: {model}: no such directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -47,7 +48,9 @@ def find_checkpoint(model: str | None, *, weights: bool) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{model}: no such directory, nor found on the hub ({reason})") from error
+        raise CheckpointError(
+            f"--model: {model}: no such directory, nor found on the hub ({reason})"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

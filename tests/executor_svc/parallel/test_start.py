@@ -121,5 +121,5 @@ def test_a_rank_that_cannot_start_ends_the_one_that_waits_for_it(
     environment = os.environ | place_of(1, port)
     other = subprocess.run(command, env=environment, timeout=START_SECONDS, capture_output=True, text=True)
     assert other.returncode == 1
-    assert "/nonexistent: no such directory" in other.stdout + other.stderr
+    assert "--model: /nonexistent: no such directory" in other.stdout + other.stderr
     assert process.wait(END_SECONDS) == 1
