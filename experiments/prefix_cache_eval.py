@@ -53,7 +53,7 @@ def _measure(bench: Bench, sizes: Sizes, length: int, caching: bool) -> Row:
         "caching": caching,
         "cold_ms": median(times["cold"]),
         "warm_ms": median(times["warm"]),
-        "cold_over_warm": round(median(times["cold"]) / median(times["warm"]), 3),
+        "cold_over_warm": round(median(times["cold"]) / median(times["warm"]), 5),
         "hit_tokens": bench.server.load().num_prefix_hit_tokens - before.num_prefix_hit_tokens,
         "cold_all": times["cold"],
         "warm_all": times["warm"],

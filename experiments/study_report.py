@@ -24,6 +24,8 @@ PICTURED = ("h200-0.6b", "cpu-demo")
 OWN_PICTURES = {"h200-14b": "14b"}
 """Sets that have their pictures beside those, and the folder of plots/ where they are."""
 _MISSING = "not yet"
+_NEVER = {("cuda_graphs", "cpu-demo"): "a CPU has none"}
+"""By experiment and set, why there is nothing to measure."""
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 # Experiment -> its picture in plots/, and what a reader who cannot see it is told.
@@ -134,7 +136,8 @@ def table(name: str, sets: dict[str, Rows]) -> str:
     for folder, label in SETS.items():
         rows = list(sets[folder].get(name, {}).values())
         shown = [row for row in rows if row["case"] != "prediction"]
-        parts.append(f"{label}:\n\n{_of_rows(shown, _COLUMNS[name])}" if shown else f"{label}: {_MISSING}.\n")
+        missing = _NEVER.get((name, folder), _MISSING)
+        parts.append(f"{label}:\n\n{_of_rows(shown, _COLUMNS[name])}" if shown else f"{label}: {missing}.\n")
     return "\n".join(parts)
 
 

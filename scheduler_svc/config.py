@@ -104,7 +104,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add(parser, "api_workers", "processes that serve the API; 0: the scheduler's own does", type=int)
     _add(parser, "executor", "where the executor listens", metavar="ADDR")
     _add(parser, "executor_loss_timeout", "seconds to wait for an executor that is away", type=float)
-    _add(parser, "executor_loss_grace", "seconds of them in which requests are still accepted", type=float)
+    _add(
+        parser,
+        "executor_loss_grace",
+        "seconds without an executor in which requests are still accepted",
+        type=float,
+    )
     _add(parser, "take_over", "end another scheduler's session with the executor")
     _add(parser, "drain_timeout", "seconds that SIGTERM leaves running requests", type=float)
     _add(parser, "record", "write every session, plan and result to this file", metavar="F")
