@@ -48,6 +48,11 @@ class GrammarStore:
             task.add_done_callback(lambda done: self._forget(guide, done))
         return await asyncio.shield(task)
 
+    def forget(self, guide: Guide) -> None:
+        """A sequence has failed in a grammar. What it used up is gone for all that share it: others get another."""
+        if self._compiler is not None and self._compiler.done():
+            self._compiler.result().forget(guide)
+
     async def close(self) -> None:
         """Gives up what is being compiled."""
         for task in (*self._under_way.values(), self._trial_start):

@@ -44,10 +44,12 @@ class GrammarTrial:
         async with self._turn:
             if guide in self._deadly:
                 raise GrammarError(self._deadly[guide])
-            process = await self._running()
-            line = await _ask(process, json.dumps({"kind": guide.kind, "text": guide.text}).encode() + b"\n")
+            question = json.dumps({"kind": guide.kind, "text": guide.text}).encode() + b"\n"
+            line = await _ask(await self._running(), question)
+            if not line and await self._was_killed():
+                line = await _ask(await self._running(), question)
             if not line:
-                raise GrammarError(await self._bury(process, guide))
+                raise GrammarError(await self._bury(guide))
         verdict = json.loads(line)
         if verdict is not None:
             raise GrammarError(verdict)
@@ -70,13 +72,19 @@ class GrammarTrial:
                 raise RuntimeError(f"the process that tries grammars ended with status {status}")
         return self._process
 
-    async def _bury(self, process: Process, guide: Guide) -> str:
+    async def _was_killed(self) -> bool:
+        """Whether the process that has died was killed from outside, which is no guide's doing."""
+        assert self._process is not None
+        return await _kill(self._process) == -signal.SIGKILL
+
+    async def _bury(self, guide: Guide) -> str:
         """The process has died of a guide; returns what to tell the guide's client."""
-        status = await _kill(process)
+        assert self._process is not None
+        status = await _kill(self._process)
         _log.warning("a grammar ended its process", kind=guide.kind, size=len(guide.text), status=status)
-        is_slow = status == -signal.SIGALRM
+        is_slow = status == -signal.SIGPROF
         description = "takes too long to compile" if is_slow else "takes too much to compile"
-        if status != -signal.SIGKILL:  # which is not the guide's doing
+        if status != -signal.SIGKILL:  # twice, but perhaps for want of memory elsewhere
             self._deadly[guide] = description
             if len(self._deadly) > _MAX_REMEMBERED:
                 self._deadly.popitem(last=False)

@@ -87,6 +87,11 @@ class GrammarCompiler:
                 self._cache.popitem(last=False)
         return grammar
 
+    def forget(self, guide: Guide) -> None:
+        """The next to want a guide has it compiled anew."""
+        with self._lock:
+            self._cache.pop(guide, None)
+
     def build(self, guide: Guide) -> Grammar:
         """The grammar of a guide, compiled anew; GrammarError where it has none."""
         from llguidance import LLMatcher

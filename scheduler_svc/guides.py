@@ -247,6 +247,9 @@ class Guides:
         except Exception:
             problem = internal_problem("masks were not computed")
             masks = {step[0]: problem for step in steps}
+        for sequence_id, sequence, _ in steps:
+            if isinstance(masks[sequence_id], Problem) and sequence.request.guide is not None:
+                self.grammars.forget(sequence.request.guide)
         self.post(MasksReady(masks))
 
 

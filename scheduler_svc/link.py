@@ -312,6 +312,7 @@ class ExecutorLink:
         self._was_opened, self._held_since = True, None
         self._last_session = (opened.description.instance_id, opened.epoch)
         self._writer = PlanWriter(call)
+        self._reason = "this scheduler ends it"
         self._stop_clock()
         try:
             session = decode_session(opened.description)

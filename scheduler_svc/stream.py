@@ -68,7 +68,9 @@ class RequestStream:
 
     def start(self, num_cached_tokens: int, time: float, step_id: int = 0) -> None:
         """The first tokens are planned, in that step."""
-        self.num_cached_tokens, self.queue_seconds = num_cached_tokens, time - self.arrival
+        # Of what is resumed its output may be cached, too.
+        self.num_cached_tokens = min(num_cached_tokens, self.num_prompt_tokens)
+        self.queue_seconds = time - self.arrival
         self.first_step_id = step_id
         self._is_started = True
         self._wake.set()

@@ -20,7 +20,7 @@ from nanoserve_client.connection import (
     checked_address,
 )
 from nanoserve_client.credentials import Credentials
-from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError
+from nanoserve_client.errors import ApiError, ConnectionFailed, NanoserveError, stream_given_up
 from nanoserve_client.events import CompletionBuilder
 from nanoserve_client.lanes import Lanes
 from nanoserve_client.options import GenerateOptions, GenerateParams, Messages, Prompt, merge_options
@@ -111,9 +111,11 @@ class AsyncStream(AsyncIterator[Event]):
                 await self._over.wait()
 
     async def result(self) -> Completion:
-        """Reads what is left and returns the whole."""
+        """Reads what is left and returns the whole; NanoserveError where the stream was given up before its end."""
         async for _ in self:
             pass
+        if not self._builder.is_complete:
+            raise stream_given_up()
         return self._builder.completion()
 
     def close(self) -> None:
@@ -178,7 +180,7 @@ class AsyncClient:
             await self._connector.connect_async(deadline, over)
             return self._lanes.generate(request, deadline.remaining(), trace)
 
-        resumption = Resumption(request, builder, self._resume_timeout)
+        resumption = Resumption(request, builder, self._resume_timeout, deadline)
         return AsyncStream(call, self._connector, builder, resumption)
 
     async def generate(

@@ -38,6 +38,11 @@ def closed_client() -> NanoserveError:
     return NanoserveError("the client has been closed")
 
 
+def stream_given_up() -> NanoserveError:
+    """What is raised where the whole is wanted of a stream that was closed, or has failed, amid it."""
+    return NanoserveError("the stream was given up before its end")
+
+
 class InvalidRequest(NanoserveError, ValueError):
     """An argument that cannot be sent; the message starts with its name. No call was made."""
 

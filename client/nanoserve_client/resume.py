@@ -11,6 +11,7 @@ from numbers import Real
 import grpc
 
 from nanoserve.v1 import inference_pb2 as pb
+from nanoserve_client.connection import Deadline
 from nanoserve_client.errors import (
     AlreadyExists,
     ApiError,
@@ -40,9 +41,12 @@ def checked_resume_timeout(seconds: float) -> float:
 class Resumption:
     """Of one stream."""
 
-    def __init__(self, request: pb.GenerateRequest, builder: CompletionBuilder, timeout: float) -> None:
+    def __init__(
+        self, request: pb.GenerateRequest, builder: CompletionBuilder, timeout: float, deadline: Deadline
+    ) -> None:
         """`timeout`: for how many seconds without an event to go on trying; 0: what fails is raised at once."""
         self._request, self._builder, self._timeout = request, builder, timeout
+        self._deadline = deadline
         self._broken_at: float | None = None
         self._pause = _FIRST_PAUSE_SECONDS
 
@@ -55,17 +59,22 @@ class Resumption:
         self._broken_at, self._pause = None, _FIRST_PAUSE_SECONDS
 
     def pause(self, failure: ApiError, cause: BaseException) -> float:
-        """Seconds until the next call; raises the failure, which came by `cause`, where there is to be none."""
+        """Seconds until the next call; raises the failure, which came by `cause`, where there is to be none.
+
+        DeadlineExceeded where the deadline has passed. A server that wants more time than is left is not asked again.
+        """
         if not self._may_pass(failure, cause):
             raise failure from cause
         now = time.monotonic()
         self._broken_at = now if self._broken_at is None else self._broken_at
         left = self._broken_at + self._timeout - now
-        if left <= 0:
+        remaining, asked = self._deadline.remaining(), failure.retry_after_seconds or 0.0
+        if left <= 0 or (remaining is not None and asked > remaining):
             raise failure from cause
+        left = left if remaining is None else min(left, remaining)
         self._builder.reopen()
         # Not all at once, of the many whose streams broke together.
-        pause = max(self._pause * random.uniform(0.5, 1.0), failure.retry_after_seconds or 0.0)
+        pause = max(self._pause * random.uniform(0.5, 1.0), asked)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
         return min(pause, left)
 

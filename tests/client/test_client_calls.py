@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -190,6 +191,25 @@ def test_a_stream_that_the_server_ends_early_goes_on(kind: str, code: grpc.Statu
     with fake_server.running(fake_server.FakeServicer(answer)) as address:
         assert call(kind, address, "generate", "x").text == "ab"
     assert [list(request.resume.outputs) != [] for request in calls] == [False, True]
+
+
+@KINDS
+def test_a_stream_does_not_wait_to_go_on_for_longer_than_its_timeout(kind: str) -> None:
+    calls: list[pb.GenerateRequest] = []
+
+    def answer(request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        calls.append(request)
+        if len(calls) > 1:
+            fake_server.fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after_seconds=30.0)
+        yield from fake_server.answer("a", "b")[:2]
+        context.abort(grpc.StatusCode.UNAVAILABLE, "")
+
+    with fake_server.running(fake_server.FakeServicer(answer)) as address:
+        begun = time.monotonic()
+        with pytest.raises(ns.ResourceExhausted, match="full"):
+            call(kind, address, "generate", "x", timeout=20.0)
+        assert time.monotonic() - begun < 20.0
+    assert len(calls) == 2
 
 
 def leave_sync(address: str, how: str) -> None:

@@ -322,3 +322,23 @@ def test_one_call_at_a_time_takes_one_connection_however_it_ends(kind: str) -> N
 def test_the_number_of_connections_is_bounded(kind: str, connections: Any, address: str) -> None:
     with pytest.raises(ns.InvalidRequest, match=r"^connections: must be in \[1, 256\]"):
         call(kind, address, "get_load", connect={"connections": connections})
+
+
+@KINDS
+def test_the_whole_of_a_stream_that_was_given_up_is_asked_for_in_vain(kind: str, address: str) -> None:
+    def read() -> None:
+        with ns.Client(address) as client:
+            stream = client.stream("hi")
+            next(stream)
+            stream.close()
+            stream.result()
+
+    async def read_async() -> None:
+        async with ns.AsyncClient(address) as client:
+            stream = client.stream("hi")
+            await anext(stream)
+            stream.close()
+            await stream.result()
+
+    with pytest.raises(ns.NanoserveError, match="given up before its end"):
+        read() if kind == "sync" else asyncio.run(read_async())

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -117,5 +119,41 @@ def test_who_gives_up_waiting_spoils_nothing_for_others():
         for index, outcome in enumerate(await asyncio.gather(*waiting, return_exceptions=True)):
             assert isinstance(outcome, GrammarError if index % 2 else asyncio.CancelledError)
         assert (await store.get(GOOD)).bits
+
+    run(test)
+
+
+@pytest.mark.parametrize(("work", "status"), [("time.sleep(end)", 0), ("spin(end)", -signal.SIGPROF)])
+def test_a_guide_is_not_to_blame_for_a_process_that_is_held_up(work: str, status: int):
+    script = f"""
+import time
+from scheduler_svc import grammar_child
+
+end = 1.2 * grammar_child.MAX_SECONDS
+
+def spin(seconds):
+    while time.process_time() < seconds + 1:
+        pass
+
+class Compiler:
+    def build(self, guide):
+        {work}
+
+grammar_child._try(Compiler(), None)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == status
+
+
+def test_a_guide_is_not_to_blame_for_a_process_that_is_killed():
+    async def test(store: GrammarStore) -> None:
+        await store.get(GOOD)
+        process = store._trial._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        trial = asyncio.ensure_future(store.get(Guide("regex", "another")))
+        await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+        assert (await trial).bits
+        assert store._trial._process is not process
 
     run(test)

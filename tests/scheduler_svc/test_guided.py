@@ -19,7 +19,7 @@ from scheduler_harness import LIMITS, Executor, Service, demo_model, refused, ru
 
 from benchmarks.schemas import conforms, random_schema
 from nanoserve.v1 import inference_pb2 as pb
-from scheduler_svc import guided_params
+from scheduler_svc import grammars, guided_params
 from scheduler_svc.core.request import Guide
 from scheduler_svc.grammars import Followers, GrammarCompiler, GrammarError, has_any, next_tokens
 
@@ -339,3 +339,25 @@ def test_a_grammar_is_compiled_once():
     assert COMPILER.compile(guide) is grammar
     with pytest.raises(GrammarError):
         COMPILER.compile(Guide("regex", "(never"))
+
+
+def test_a_grammar_that_is_used_up_is_compiled_anew_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Each state of the lexer counts for all that share the grammar, and a random text makes many of this one.
+    monkeypatch.setattr(grammars, "_MAX_LEXER_STATES", 800)
+    guide = schema({"type": "string", "pattern": "^(?:.*[A-Z]){2,6}.{8,64}$"})
+
+    async def many(service: Service) -> None:
+        for seed in range(50):
+            await guided(service, guide, max_tokens=60, temperature=100.0, seed=seed)
+
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            with pytest.raises(grpc.aio.AioRpcError, match="too many states"):
+                await many(service)
+            assert len((await guided(service, guide, max_tokens=3)).token_ids[0]) <= 3
+            await service.until_idle()
+
+    run(test)

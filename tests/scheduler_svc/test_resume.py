@@ -201,3 +201,19 @@ def test_what_no_stream_has_told_is_refused_by_name(field: str, changes: dict[st
                 await messages_of(service, more)
 
     run(test)
+
+
+def test_no_more_of_the_prompt_was_cached_than_there_is(tmp_path: Path):
+    async def test() -> None:
+        async with Service(tmp_path) as service:
+            await service.serving()
+            request = generate_request([1, 2, 3], max_tokens=60)
+            told = await messages_of(service, request)
+            # What it goes on behind is in the prefix cache, with its output.
+            more = resumed(request, told[: len(told) // 2], 1)
+            part = answer(await messages_of(service, more))
+            assert part.started.num_cached_tokens == part.started.num_prompt_tokens == 3
+            assert part.completed.usage.num_cached_tokens == 3
+            await service.until_idle()
+
+    run(test)
