@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -40,6 +41,14 @@ DEADLY = {
     "much memory": Guide("regex", "(a*)*" * 15_000),
     "exponential time": chain("A", 3000, 2),
 }
+
+
+async def running_process(store: GrammarStore) -> Process:
+    """The process that tries guides, with nothing to do."""
+    await store.get(GOOD)
+    process = store._trial._process
+    assert process is not None
+    return process
 
 
 def run(test: Callable[[GrammarStore], Awaitable[None]]) -> None:
@@ -100,9 +109,7 @@ def test_a_deadly_guide_is_tried_once(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_process_that_is_killed_is_started_again():
     async def test(store: GrammarStore) -> None:
-        await store.get(GOOD)
-        process = store._trial._process
-        assert process is not None
+        process = await running_process(store)
         process.send_signal(signal.SIGKILL)
         await process.wait()
         assert (await store.get(Guide("regex", "another"))).bits
@@ -146,9 +153,7 @@ grammar_child._try(Compiler(), None)
 
 def test_a_guide_is_not_to_blame_for_a_process_that_is_killed():
     async def test(store: GrammarStore) -> None:
-        await store.get(GOOD)
-        process = store._trial._process
-        assert process is not None
+        process = await running_process(store)
         process.send_signal(signal.SIGSTOP)
         trial = asyncio.ensure_future(store.get(Guide("regex", "another")))
         await asyncio.sleep(0.1)
