@@ -45,11 +45,15 @@ class GrammarTrial:
             if guide in self._deadly:
                 raise GrammarError(self._deadly[guide])
             question = json.dumps({"kind": guide.kind, "text": guide.text}).encode() + b"\n"
-            line = await _ask(await self._running(), question)
-            if not line and await self._was_killed():
-                line = await _ask(await self._running(), question)
+            process = await self._running()
+            line = await _ask(process, question)
+            if (
+                not line and await _kill(process) == -signal.SIGKILL
+            ):  # from outside, which is no guide's doing
+                process = await self._running()
+                line = await _ask(process, question)
             if not line:
-                raise GrammarError(await self._bury(guide))
+                raise GrammarError(await self._bury(process, guide))
         verdict = json.loads(line)
         if verdict is not None:
             raise GrammarError(verdict)
@@ -72,15 +76,9 @@ class GrammarTrial:
                 raise RuntimeError(f"the process that tries grammars ended with status {status}")
         return self._process
 
-    async def _was_killed(self) -> bool:
-        """Whether the process that has died was killed from outside, which is no guide's doing."""
-        assert self._process is not None
-        return await _kill(self._process) == -signal.SIGKILL
-
-    async def _bury(self, guide: Guide) -> str:
+    async def _bury(self, process: Process, guide: Guide) -> str:
         """The process has died of a guide; returns what to tell the guide's client."""
-        assert self._process is not None
-        status = await _kill(self._process)
+        status = await _kill(process)
         _log.warning("a grammar ended its process", kind=guide.kind, size=len(guide.text), status=status)
         is_slow = status == -signal.SIGPROF
         description = "takes too long to compile" if is_slow else "takes too much to compile"
