@@ -1,7 +1,7 @@
 """The process that tries guides: it compiles one after the other, and dies of one that takes too much of anything.
 
 Reads lines of JSON from stdin: what GrammarCompiler is made with, then guides. Writes one for each: null, or what is
-wrong with the guide. It ends with its input, and while it compiles by an alarm, so it outlives no scheduler.
+wrong with the guide. It ends with its input, and while it compiles by a timer, so it outlives no scheduler.
 """
 
 import json

@@ -47,9 +47,8 @@ class GrammarTrial:
             question = json.dumps({"kind": guide.kind, "text": guide.text}).encode() + b"\n"
             process = await self._running()
             line = await _ask(process, question)
-            if (
-                not line and await _kill(process) == -signal.SIGKILL
-            ):  # from outside, which is no guide's doing
+            # Killed from outside, which is no guide's doing.
+            if not line and await _kill(process) == -signal.SIGKILL:
                 process = await self._running()
                 line = await _ask(process, question)
             if not line:
